@@ -1,0 +1,186 @@
+"""Packaged real data: about 1,600 emoji, each drawn in four styles at 32x32.
+
+The styles are `google` (Noto Emoji), `twitter` (Twemoji), `openmoji` and `noto-mono` (a monochrome
+font). By default only the first two are trained on: the other two are the distribution shift. Every
+emoji has a name, keywords, a category and a subcategory. The splits are drawn by *base* emoji, so
+that the man, woman and person of one emoji never fall in two. `tools/build_emoji.py` makes the
+files; `ATTRIBUTION.md` says whose drawings these are and under which licences.
+"""
+
+from __future__ import annotations
+
+import collections
+import csv
+import functools
+import hashlib
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+FOLDER = pathlib.Path(__file__).parent
+STYLES = ('google', 'twitter', 'openmoji', 'noto-mono')
+SPLITS = ('train', 'validation', 'test')
+LABELS = ('category', 'subcategory')
+SIZE = 32  # pixels, the side of a drawing
+
+
+@functools.cache
+def read_table() -> tuple[dict[str, str], ...]:
+  """The rows of `emoji.csv`; row i is cell i of every sheet, counted row by row."""
+  with (FOLDER / 'emoji.csv').open(encoding='utf-8', newline='') as file:
+    return tuple(csv.DictReader(file))
+
+
+@functools.cache
+def read_sheet(style: str) -> np.ndarray:
+  """All drawings of one style, [N, 32, 32, 4] uint8 RGBA (alpha not premultiplied), read-only."""
+  from PIL import Image
+
+  with Image.open(FOLDER / f'{style}.png') as image:
+    sheet = np.asarray(image.convert('RGBA'))
+  rows, columns = sheet.shape[0] // SIZE, sheet.shape[1] // SIZE
+  cells = sheet.reshape(rows, SIZE, columns, SIZE, 4).swapaxes(1, 2)  # [rows, columns, 32, 32, 4]
+  cells = cells.reshape(-1, SIZE, SIZE, 4)[: len(read_table())].copy()
+  cells.flags.writeable = False
+  return cells
+
+
+def draw_splits(rows: Sequence[dict[str, str]], *, seed: int) -> list[str]:
+  """The split of each row, about 70/10/20 of the base emoji in every category.
+
+  Within a category the bases are put in the order of the SHA-256 of '<seed>:<base>'; the first 70%
+  (rounded) are `train`, the next 10% `validation`, the rest `test`. All variants of a base share
+  its split. Bases of more than 10 variants (the families, the person) are always `train`: one alone
+  would be a sixth of `validation`. The split column of `emoji.csv` is the draw with seed 0.
+
+  Args:
+    rows: have 'category' and 'base', as those of `emoji.csv`.
+    seed: any integer.
+
+  Raises:
+    ValueError: a base stands in two categories.
+  """
+  variants = collections.Counter(row['base'] for row in rows)
+  bases: dict[str, set[str]] = {}
+  for row in rows:
+    bases.setdefault(row['category'], set()).add(row['base'])
+  split_of = {}
+  for names in bases.values():
+    ordered = sorted(names, key=lambda name: hashlib.sha256(f'{seed}:{name}'.encode()).digest())
+    ordered.sort(key=lambda name: variants[name] <= 10)  # stable: the large ones come first
+    train, validation = round(0.7 * len(ordered)), round(0.1 * len(ordered))
+    for i, name in enumerate(ordered):
+      if name in split_of:
+        raise ValueError(f'base {name!r} has two categories')
+      split_of[name] = SPLITS[(i >= train) + (i >= train + validation)]
+  return [split_of[row['base']] for row in rows]
+
+
+def _check(kind: str, value: str, choices: Sequence[str]) -> None:
+  if value not in choices:
+    raise ValueError(f'unknown {kind} {value!r}; choose from {", ".join(map(repr, choices))}')
+
+
+class Emoji:
+  """The packaged emoji as a source: `len(source)`, `source[i] -> dict`.
+
+  An example holds
+    image: [32, 32, 3] uint8, the drawing on `background`; where `alpha=True`, [32, 32, 4] uint8
+      with its alpha channel (not premultiplied);
+    label: int32, an index into `classes`;
+    id: int64, `STYLES.index(style) * N + row`, with N the rows of `emoji.csv`: it is the same
+      whatever the split and the other styles.
+
+  The examples of the first style come first, in the order of `emoji.csv`, then those of the second:
+  with n of them in a style, i and i + n are one emoji drawn twice.
+
+  Args:
+    split: 'train', 'validation', 'test' or 'all', or several joined by '+'.
+    styles: any of `STYLES`.
+    label: 'category' (8 classes) or 'subcategory' (95).
+    alpha: keep the alpha channel, so that what lies behind a drawing can be an augmentation.
+    background: the RGB colour behind the drawing, 0 to 255, where alpha is False.
+    splits_seed: draw the splits anew with this seed; None takes those of `emoji.csv`.
+
+  Raises:
+    ValueError: an unknown split, style or label (the choices are listed), or a background that is
+      no RGB colour.
+  """
+
+  def __init__(
+    self,
+    split: str = 'train',
+    styles: Sequence[str] = ('google', 'twitter'),
+    label: str = 'category',
+    alpha: bool = False,
+    background: Sequence[int] = (255, 255, 255),
+    splits_seed: int | None = None,
+  ):
+    rows = read_table()
+    parts = split.split('+')
+    for part in parts:
+      _check('split', part, (*SPLITS, 'all'))
+    if isinstance(styles, str):
+      styles = (styles,)
+    for style in styles:
+      _check('style', style, STYLES)
+    _check('label', label, LABELS)
+    if len(background) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in background):
+      raise ValueError(f'background {background!r} is not three integers from 0 to 255')
+    self.split, self.styles, self.label = split, tuple(styles), label
+    self.alpha, self.background, self.splits_seed = alpha, tuple(background), splits_seed
+
+    if splits_seed is None:
+      splits = [row['split'] for row in rows]
+    else:
+      splits = draw_splits(rows, seed=splits_seed)
+    self.classes = tuple(dict.fromkeys(row[label] for row in rows))  # in the order of the table
+    keep = [i for i, name in enumerate(splits) if name in parts or 'all' in parts]
+    self.rows = np.array(keep, np.int64)  # [n], rows of the table
+    index = {name: i for i, name in enumerate(self.classes)}
+    self.labels = np.array([index[row[label]] for row in rows], np.int32)  # [N]
+
+  @property
+  def num_classes(self) -> int:
+    """8 categories or 95 subcategories."""
+    return len(self.classes)
+
+  def __len__(self) -> int:
+    return len(self.styles) * len(self.rows)
+
+  def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+    style, row = self._find(i)
+    image = read_sheet(style)[row]  # [32, 32, 4]
+    if self.alpha:
+      image = image.copy()
+    else:
+      image = composite(image, self.background)  # [32, 32, 3]
+    number = STYLES.index(style) * len(read_table()) + row
+    return {'image': image, 'label': self.labels[row], 'id': np.int64(number)}
+
+  def mask(self, i: int) -> np.ndarray:
+    """What example i covers, [32, 32] float32 in [0, 1]: truth for attention and segmentation."""
+    style, row = self._find(i)
+    return read_sheet(style)[row, :, :, 3].astype(np.float32) / 255
+
+  def table(self) -> list[dict[str, str]]:
+    """The row of `emoji.csv` for every example, with its `style`: names, keywords and the rest."""
+    rows = read_table()
+    return [{**rows[row], 'style': style} for style in self.styles for row in self.rows]
+
+  def __repr__(self) -> str:
+    return f'Emoji({self.split!r}, styles={self.styles}, label={self.label!r})'
+
+  def _find(self, i: int) -> tuple[str, int]:
+    if not 0 <= i < len(self):
+      raise IndexError(f'example {i} of {len(self)}')
+    style, position = divmod(int(i), len(self.rows))
+    return self.styles[style], int(self.rows[position])
+
+
+def composite(image: np.ndarray, background: Sequence[int]) -> np.ndarray:
+  """Puts a drawing on a colour: [..., 4] uint8 RGBA over RGB in 0..255 -> [..., 3] uint8."""
+  alpha = image[..., 3:].astype(np.float32) / 255
+  color = image[..., :3] * alpha + np.asarray(background, np.float32) * (1 - alpha)
+  return np.rint(color).astype(np.uint8)
