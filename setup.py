@@ -1,0 +1,43 @@
+"""Installs vit_jax; `pip install -e '.[test]'` adds what its tests compare with."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+  name='vit_jax',
+  version='0.1.0',
+  description='Representation learning on images in JAX: one loop, every method one small file.',
+  long_description=Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=find_packages(include=['vit_jax', 'vit_jax.*']),
+  package_data={
+    'vit_jax': ['*.css'],
+    'vit_jax.data.emoji': ['*.png', '*.csv', '*.md', 'LICENSE-*'],
+  },
+  install_requires=[
+    'jax>=0.10',
+    'flax>=0.12.8',
+    'optax>=0.2.8',
+    'orbax-checkpoint>=0.12.8',
+    'ml-collections>=1.1',
+    'tensorflow-datasets>=4.9.10',
+    'grain>=0.2.18',
+    'numpy>=2',
+    'pillow>=11',
+    'matplotlib>=3.10',
+    'scikit-learn>=1.6',  # its digits
+    'tensorboardX>=2.6.5',
+    'tqdm>=4.67',
+  ],
+  extras_require={
+    'test': ['pytest>=8', 'pytest-xdist>=3.6', 'ruff==0.17.6', 'scipy'],
+    'tpu': ['jax[tpu]>=0.10'],
+    'cuda': ['jax[cuda13]>=0.10'],
+    # Downloading and preparing TFDS data needs TensorFlow; reading prepared data does not.
+    'tfds': ['tensorflow-datasets>=4.9.10', 'tensorflow-cpu>=2.19'],
+  },
+  entry_points={'console_scripts': ['vit_jax = vit_jax.cli:main']},
+)

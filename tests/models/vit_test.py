@@ -1,0 +1,372 @@
+"""ViT against its published sizes, a slow NumPy version, and the implementations in `transformers`."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+from vit_jax.models.vit import VARIANTS, ViT
+
+SMALL = dict(patch_size=4, width=16, depth=2, mlp_dim=24, num_heads=2)
+IMAGE = np.random.default_rng(0).uniform(size=(2, 8, 12, 3)).astype(np.float32)
+
+# With a 1000-class head, at 224. g and G: the width, depth, MLP and heads of Table 2,
+# arXiv:2106.04560, which gives 1011 and 1843 million without head; with it and a class token these
+# are the counts of timm 1.0.31's vit_giant_patch14_224 and vit_gigantic_patch14_224. The others are
+# timm's too, and to three digits those of Table 1, arXiv:2010.11929, and Table 2, arXiv:2106.04560.
+PUBLISHED = {
+  ('Ti/16', 'token'): 5_717_416,
+  ('S/16', 'token'): 22_050_664,
+  ('S/32', 'token'): 22_878_952,
+  ('B/16', 'token'): 86_567_656,
+  ('B/32', 'token'): 88_224_232,
+  ('L/16', 'token'): 304_326_632,
+  ('H/14', 'token'): 632_045_800,
+  ('g/14', 'token'): 1_012_611_432,
+  ('G/14', 'token'): 1_844_440_680,
+  ('S/16', 'mean'): 22_049_896,
+  ('B/16', 'mean'): 86_566_120,
+}
+
+
+def abstract_params(model, shape=(1, 224, 224, 3)):
+  """Boxed shapes of the parameters."""
+  image = jax.ShapeDtypeStruct(shape, jnp.float32)
+  init = lambda key, image: model.init(key, image, train=False)  # noqa: E731
+  variables = jax.eval_shape(init, jax.random.key(0), image)
+  assert variables.keys() == {'params'}
+  return variables['params']
+
+
+def random_params(model, seed=0, scale=0.3):
+  """Parameters none of which is zero or one, so that none can be forgotten."""
+  leaves, tree = jax.tree.flatten(nn.unbox(abstract_params(model, IMAGE.shape)))
+  rng = np.random.default_rng(seed)
+  leaves = [rng.normal(scale=scale, size=leaf.shape).astype(np.float32) for leaf in leaves]
+  return jax.tree.unflatten(tree, leaves)
+
+
+def apply(model, params, image=IMAGE, **kwargs):
+  return model.apply({'params': params}, jnp.asarray(image), **{'train': False, **kwargs})
+
+
+@pytest.mark.parametrize(('variant', 'pooling'), PUBLISHED)
+def test_parameter_count(variant, pooling):
+  params = nn.unbox(abstract_params(ViT(variant, pooling=pooling)))
+  body = sum(leaf.size for leaf in jax.tree.leaves(params))
+  width = VARIANTS[variant.partition('/')[0]].width
+  assert body + width * 1000 + 1000 == PUBLISHED[variant, pooling]
+  assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+
+
+def test_every_variant_has_a_published_count():
+  assert {variant.partition('/')[0] for variant, _ in PUBLISHED} == VARIANTS.keys()
+
+
+# --- The same in NumPy, float64, written to be read. ---
+
+
+def numpy_norm(x, p, eps=1e-6):
+  x = x - x.mean(-1, keepdims=True)
+  return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * p['scale'] + p['bias']
+
+
+def numpy_attention(x, context, p):
+  out = np.zeros_like(x)
+  for b in range(len(x)):
+    for h in range(p['query']['kernel'].shape[1]):
+      q = x[b] @ p['query']['kernel'][:, h] + p['query']['bias'][h]
+      k = context[b] @ p['key']['kernel'][:, h] + p['key']['bias'][h]
+      v = context[b] @ p['value']['kernel'][:, h] + p['value']['bias'][h]
+      scores = np.exp(q @ k.T / np.sqrt(q.shape[-1]))
+      out[b] += scores / scores.sum(-1, keepdims=True) @ v @ p['out']['kernel'][h]
+  return out + p['out']['bias']
+
+
+def numpy_mlp(x, p):
+  x = x @ p['fc_1']['kernel'] + p['fc_1']['bias']
+  x = x * (1 + scipy.special.erf(x / np.sqrt(2))) / 2
+  return x @ p['fc_2']['kernel'] + p['fc_2']['bias']
+
+
+def numpy_vit(image, p, *, patch, pooling):
+  p = jax.tree.map(np.float64, p)
+  tokens = []
+  for y in range(0, image.shape[1], patch[0]):
+    for x in range(0, image.shape[2], patch[1]):
+      window = image[:, y : y + patch[0], x : x + patch[1]]
+      product = window[..., None] * p['embedding']['kernel']  # [B, p, q, C, D]
+      tokens.append(product.sum((1, 2, 3)) + p['embedding']['bias'])
+  x = np.stack(tokens, 1)
+  if pooling == 'token':
+    x = np.concatenate([np.repeat(p['cls'], len(x), 0), x], 1)
+  x = x + p['pos_embedding']
+  for i in range(2):
+    block = p[f'block_{i}']
+    y = numpy_norm(x, block['norm_1'])
+    x = x + numpy_attention(y, y, block['attention'])
+    x = x + numpy_mlp(numpy_norm(x, block['norm_2']), block['mlp'])
+  x = numpy_norm(x, p['norm'])
+  if pooling == 'map':
+    head = p['map_head']
+    y = numpy_attention(np.repeat(head['probe'], len(x), 0), x, head['attention'])
+    pooled = (y + numpy_mlp(numpy_norm(y, head['norm']), head['mlp']))[:, 0]
+  else:
+    pooled = x.mean(1) if pooling == 'mean' else x[:, 0]
+  if 'pre_logits' in p:
+    pooled = np.tanh(pooled @ p['pre_logits']['kernel'] + p['pre_logits']['bias'])
+  return pooled, x[:, 1:] if pooling == 'token' else x
+
+
+@pytest.mark.parametrize(
+  ('pooling', 'patch', 'pre_logits'),
+  [('token', (4, 4), 5), ('mean', (2, 6), None), ('map', (4, 4), None)],
+)
+def test_equals_numpy(pooling, patch, pre_logits):
+  model = ViT(**{**SMALL, 'patch_size': patch}, pooling=pooling, pre_logits=pre_logits)
+  params = random_params(model)
+  pooled, tokens = numpy_vit(IMAGE, params, patch=patch, pooling=pooling)
+  out = apply(model, params)
+  assert out.grid == (8 // patch[0], 12 // patch[1])
+  np.testing.assert_allclose(out.pooled, pooled, atol=1e-5)
+  np.testing.assert_allclose(out.tokens, tokens, atol=1e-5)
+
+
+def test_sincos2d_are_learned_positions_at_fixed_values():
+  from vit_jax.models.positions import sincos2d
+
+  fixed = ViT(**SMALL, pooling='mean', positions='sincos2d')
+  params = random_params(fixed)
+  assert 'pos_embedding' not in params
+  learned = ViT(**SMALL, pooling='mean')
+  same = apply(learned, {**params, 'pos_embedding': sincos2d(2, 3, 16)[None]})
+  np.testing.assert_allclose(apply(fixed, params).tokens, same.tokens, atol=1e-5)
+  wide = np.concatenate([IMAGE, IMAGE], axis=2)
+  assert apply(fixed, params, wide).grid == (2, 6)
+
+
+# --- The same in transformers, random weights. ---
+
+
+def from_torch(torch_model):
+  """Our parameters from those of ViT, I-JEPA or SigLIP in transformers 5."""
+  names = {
+    'query': ('q_proj',),
+    'key': ('k_proj',),
+    'value': ('v_proj',),
+    'out': ('o_proj', 'out_proj'),
+    'norm_1': ('layernorm_before', 'layer_norm1'),
+    'norm_2': ('layernorm_after', 'layer_norm2'),
+    'norm': ('post_layernorm', 'head.layernorm', 'layernorm'),
+    'fc_1': ('fc1',),
+    'fc_2': ('fc2',),
+    'pre_logits': ('pooler.dense',),
+    'embedding': ('patch_embeddings.projection', 'patch_embedding'),
+    'pos_embedding': ('position_embeddings', 'position_embedding.weight'),
+    'cls': ('cls_token',),
+    'probe': ('probe',),
+  }
+  ours = {theirs: our for our, all_theirs in names.items() for theirs in all_theirs}
+  heads, params = SMALL['num_heads'], {}
+
+  def put(path, value):
+    *folders, leaf = path
+    node = params
+    for folder in folders:
+      node = node.setdefault(folder, {})
+    node[leaf] = value
+
+  def linear(weight, our):
+    if our in ('query', 'key', 'value'):
+      return weight.T.reshape(weight.shape[1], heads, -1)
+    if our == 'out':
+      return weight.T.reshape(heads, -1, weight.shape[0])
+    return weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
+
+  state = {key: value.numpy() for key, value in torch_model.state_dict().items()}
+  for kind in ('weight', 'bias'):  # nn.MultiheadAttention keeps its three projections in one.
+    if f'head.attention.in_proj_{kind}' in state:
+      for part, name in zip(np.split(state.pop(f'head.attention.in_proj_{kind}'), 3), 'qkv'):
+        state[f'head.attention.{name}_proj.{kind}'] = part
+  for key, value in state.items():
+    parts = key.split('.')
+    prefix = [f'block_{parts[parts.index("layers") + 1]}'] if 'layers' in parts else []
+    prefix = ['map_head'] if parts[0] == 'head' else prefix
+    if 'attention' in parts or 'self_attn' in parts:
+      prefix.append('attention')
+    if 'mlp' in parts:
+      prefix.append('mlp')
+    theirs, kind = key.rpartition('.')[::2]
+    matches = [n for n in ours if theirs.endswith(n) or key.endswith(n)]
+    our = ours[max(matches, key=len)]
+    if our in ('cls', 'probe', 'pos_embedding'):
+      put([*prefix, our], value.reshape(1, -1, value.shape[-1]))
+    elif 'norm' in our:
+      put([*prefix, our, 'scale' if kind == 'weight' else 'bias'], value)
+    elif kind == 'weight':
+      put([*prefix, our, 'kernel'], linear(value, our))
+    else:
+      put(
+        [*prefix, our, 'bias'],
+        value.reshape(heads, -1) if our in ('query', 'key', 'value') else value,
+      )
+  return params
+
+
+@pytest.mark.parametrize('peer', ['ViT', 'IJepa', 'SiglipVision'])
+def test_equals_transformers(peer):
+  torch = pytest.importorskip('torch')
+  transformers = pytest.importorskip('transformers')
+  config = getattr(transformers, f'{peer}Config')(
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=24,
+    image_size=8,
+    patch_size=4,
+    layer_norm_eps=1e-5,
+  )
+  theirs = getattr(transformers, f'{peer}Model')(config).eval()
+  torch.manual_seed(0)
+  with torch.no_grad():
+    for parameter in theirs.parameters():
+      parameter.normal_(std=0.3)
+    image = torch.rand(2, 3, 8, 8)
+    out = theirs(pixel_values=image)
+  fields = {
+    'ViT': dict(pooling='token', pre_logits=16),  # Its pooler is the dense layer and tanh.
+    'IJepa': dict(pooling='mean'),
+    'SiglipVision': dict(pooling='map', activation='gelu_tanh'),
+  }[peer]
+  features = apply(
+    ViT(**SMALL, ln_eps=1e-5, **fields), from_torch(theirs), image.permute(0, 2, 3, 1).numpy()
+  )
+  tokens = out.last_hidden_state.numpy()
+  pooled = tokens.mean(1) if peer == 'IJepa' else out.pooler_output.numpy()
+  np.testing.assert_allclose(features.tokens, tokens[:, 1:] if peer == 'ViT' else tokens, atol=1e-5)
+  np.testing.assert_allclose(features.pooled, pooled, atol=1e-5)
+
+
+# --- Precision, noise, names. ---
+
+
+def test_bfloat16_is_close_and_its_parameters_are_float32():
+  half = ViT(**SMALL, pooling='map', dtype='bfloat16', pre_logits=8)
+  params = random_params(half)
+  boxed = half.init(jax.random.key(0), jnp.asarray(IMAGE), train=False)
+  assert {leaf.dtype.name for leaf in jax.tree.leaves(boxed)} == {'float32'}
+  out = apply(half, params)
+  full = apply(half.clone(dtype='float32'), params)
+  assert out.pooled.dtype == out.tokens.dtype == jnp.bfloat16
+  np.testing.assert_allclose(np.float32(out.tokens), full.tokens, atol=0.05)
+  np.testing.assert_allclose(np.float32(out.pooled), full.pooled, atol=0.05)
+
+
+def test_noise_only_in_training_and_from_the_dropout_stream():
+  model = ViT(**SMALL, dropout=0.2, drop_path=0.5)
+  params = random_params(model)
+  clean = apply(ViT(**SMALL), params).pooled
+  np.testing.assert_array_equal(apply(model, params).pooled, clean)
+  noisy = [
+    apply(model, params, train=True, rngs={'dropout': jax.random.key(key)}).pooled
+    for key in (0, 0, 1)
+  ]
+  np.testing.assert_array_equal(noisy[0], noisy[1])
+  assert (noisy[0] != noisy[2]).any()
+  assert (noisy[0] != clean).any()
+
+
+def test_stochastic_depth_spares_the_first_block_and_drops_the_last():
+  model = ViT(**SMALL, drop_path=0.999999)
+  params = random_params(model)
+  dropped = apply(model, params, train=True, rngs={'dropout': jax.random.key(0)})
+  first = {name: value for name, value in params.items() if name != 'block_1'}
+  shallow = apply(ViT(**{**SMALL, 'depth': 1}), first)
+  np.testing.assert_allclose(dropped.tokens, shallow.tokens, atol=1e-5)
+
+
+def test_attention_weights_are_sown_by_block():
+  model = ViT(**SMALL, pooling='map')
+  _, state = apply(model, random_params(model), mutable='intermediates')
+  sown = state['intermediates']
+  assert sown.keys() == {'block_0', 'block_1', 'map_head'}
+  for name, node in sown.items():
+    (weights,) = node['attention']['attention_weights']
+    assert weights.shape == (2, 2, 1 if name == 'map_head' else 6, 6)
+    np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-6)
+
+
+def test_attention_implementations_agree():
+  model = ViT(**SMALL, pooling='map')
+  params = random_params(model)
+  a, b = (apply(model.clone(attention=name), params) for name in ('einsum', 'xla'))
+  np.testing.assert_allclose(a.pooled, b.pooled, atol=1e-5)
+  np.testing.assert_allclose(a.tokens, b.tokens, atol=1e-5)
+
+
+def test_every_parameter_names_its_axes():
+  params = abstract_params(ViT(**SMALL, pooling='map', pre_logits=8), IMAGE.shape)
+  params['cls'] = abstract_params(ViT(**SMALL), IMAGE.shape)['cls']
+  boxes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+  for box in boxes:
+    assert isinstance(box, nn.LogicallyPartitioned)
+    assert len(box.names) == box.value.ndim
+    assert set(box.names) <= {None, 'embed', 'heads', 'head_dim', 'mlp'}
+  assert params['block_1']['attention']['out']['kernel'].names == ('heads', 'head_dim', 'embed')
+  assert params['embedding']['kernel'].names == (None, None, None, 'embed')
+
+
+def test_initial_scales_are_the_published_ones():
+  model = ViT('Ti/8', depth=1)
+  params = nn.unbox(model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)['params'])
+  assert np.abs(params['cls']).max() == 0
+  assert params['pos_embedding'].std() == pytest.approx(0.02, rel=0.05)
+  assert params['embedding']['kernel'].std() == pytest.approx((8 * 8 * 3) ** -0.5, rel=0.05)
+  attention, mlp = params['block_0']['attention'], params['block_0']['mlp']
+  for kernel, fans in (
+    (attention['query']['kernel'], 192 + 192),  # Of the whole projection, not of one head.
+    (attention['out']['kernel'], 192 + 192),
+    (mlp['fc_1']['kernel'], 192 + 768),
+  ):
+    assert np.abs(kernel).max() == pytest.approx((6 / fans) ** 0.5, rel=0.01)
+  assert mlp['fc_2']['bias'].std() == pytest.approx(1e-6, rel=0.2)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    (dict(variant='X/16'), "unknown variant 'X'; choose from 'Ti', 'S', 'B', 'L', 'H', 'g', 'G'"),
+    (dict(variant='B'), "no patch size in 'B': write 'B/16', or set patch_size"),
+    (dict(patch_size=4, width=8), 'ViT needs depth, mlp_dim, num_heads'),
+    (dict(SMALL, pooling='cls'), "unknown pooling 'cls'; choose from 'token', 'mean', 'map'"),
+    (dict(SMALL, positions='rope'), "unknown positions 'rope'; choose from 'learned', 'sincos2d'"),
+    (dict(SMALL, attention='flash'), "unknown attention 'flash'; choose from 'auto', 'einsum'"),
+    (dict(SMALL, activation='elu'), "unknown activation 'elu'; choose from 'gelu', 'gelu_tanh'"),
+    (dict(SMALL, dtype='half'), "unknown dtype 'half'; choose from 'float32', 'bfloat16'"),
+    (dict(SMALL, attention='cudnn'), "'cudnn' needs dtype 'bfloat16' or 'float16'"),
+    (dict(SMALL, num_heads=3), 'width 16 is not divisible by num_heads 3'),
+    (dict(SMALL, drop_path=1.0), 'drop_path is a probability below 1, not 1.0'),
+  ],
+)
+def test_wrong_fields_fail_when_built(fields, message):
+  with pytest.raises(ValueError, match=message):
+    ViT(**fields)
+
+
+def test_wrong_images_are_refused():
+  model = ViT(**SMALL)
+  params = random_params(model)
+  with pytest.raises(ValueError, match='image 8x10 is not divisible by patch 4x4'):
+    apply(model, params, IMAGE[:, :, :10])
+  with pytest.raises(ValueError, match='float images, not uint8'):
+    apply(model, params, IMAGE.astype(np.uint8))
+  with pytest.raises(ValueError, match='another number of tokens than 2x2 patches'):
+    apply(model, params, IMAGE[:, :, :8])
+
+
+def test_a_variant_is_overridden_field_by_field():
+  model = ViT('S/16', depth=3, patch_size=(8, 4), num_heads=12)
+  assert model.size == (384, 3, 1536, 12)
+  assert model.patch == (8, 4)

@@ -1,0 +1,60 @@
+"""Augmentation on the device, inside the step: each operation is a factory of `(rng, image) -> image`.
+
+An image is float in [0, 1], [H, W, C], with C 1 (grey), 3 (RGB) or 4 (RGBA, alpha not premultiplied). `compose`
+makes one function for a batch out of the string that a config gives.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import jax
+
+from vit_jax import compose as _compose
+from vit_jax.arrays import Array
+from vit_jax.augment.background import background
+from vit_jax.augment.color import color_distort, grayscale, hue, invert
+from vit_jax.augment.edges import outline, sketch, stencil
+from vit_jax.augment.geometry import affine, erase, flip
+from vit_jax.augment.texture import blur, noise
+
+# What a string may name.
+__all__ = [
+  'affine',
+  'background',
+  'blur',
+  'color_distort',
+  'erase',
+  'flip',
+  'grayscale',
+  'hue',
+  'invert',
+  'noise',
+  'outline',
+  'sketch',
+  'stencil',
+]
+
+
+def compose(text: str) -> Callable[[Array, Array], Array]:
+  """Makes `(rng, images [B, H, W, C]) -> images` out of calls such as `'affine(rotate=10) | background(p=0.5)'`.
+
+  Each image gets its own key, `jax.random.split(rng, B)`, and each operation a key of its own from that one.
+
+  Raises:
+    ValueError: an unknown operation (the choices are listed) or arguments that it does not take.
+  """
+  operations = _compose.build(text, sys.modules[__name__])
+
+  def one(rng: Array, image: Array) -> Array:
+    for i, operation in enumerate(operations):
+      image = operation(jax.random.fold_in(rng, i), image)
+    return image
+
+  def batch(rng: Array, images: Array) -> Array:
+    if not operations:
+      return images
+    return jax.vmap(one)(jax.random.split(rng, images.shape[0]), images)
+
+  return batch

@@ -1,0 +1,55 @@
+"""How an operation of `augment/` is put together: it happens to an image with a probability, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax.arrays import Array
+
+Augment = Callable[[Array, Array], Array]  # (rng, image [H, W, C]) -> image [H, W, C']
+
+
+def sometimes(p: float, change: Augment) -> Augment:
+  """Applies `change` with probability `p` and leaves the image as it is otherwise.
+
+  Both are computed and one is chosen, as `vmap` would have it anyhow. `change` sees float32 and keeps the shape;
+  its answer is clipped to [0, 1] and goes back to the dtype of the image.
+
+  Raises:
+    ValueError: `p` lies outside [0, 1].
+  """
+  if not 0 <= p <= 1:
+    raise ValueError(f'probability p={p} is outside [0, 1]')
+
+  def apply(rng: Array, image: Array) -> Array:
+    coin, rng = jax.random.split(rng)
+    changed = jnp.clip(change(rng, image.astype(jnp.float32)), 0, 1).astype(image.dtype)
+    if p == 1:
+      return changed
+    return jnp.where(jax.random.uniform(coin) < p, changed, image)
+
+  return apply
+
+
+def check_range(name: str, low_high: tuple[float, float], *, least: float) -> tuple[float, float]:
+  """Returns (low, high) or raises ValueError where it is no range from `least` up."""
+  if isinstance(low_high, (tuple, list)) and len(low_high) == 2:
+    low, high = low_high
+    if least <= low <= high:
+      return float(low), float(high)
+  raise ValueError(f'{name}={low_high!r} is not (low, high) with {least} <= low <= high')
+
+
+def split_alpha(image: Array) -> tuple[Array, Array | None]:
+  """The colours [H, W, 1 or 3] and the alpha [H, W, 1] of RGBA, None of anything else."""
+  if image.shape[-1] == 4:
+    return image[..., :3], image[..., 3:]
+  return image, None
+
+
+def join_alpha(color: Array, alpha: Array | None) -> Array:
+  """Undoes `split_alpha`."""
+  return color if alpha is None else jnp.concatenate([color, alpha], -1)

@@ -1,0 +1,49 @@
+"""The command line: `vit_jax COMMAND ...`, one file a command."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+  'train': 'train what a config describes; go on where the workdir stopped',
+  'evaluate': 'run the evaluators of a finished or unfinished run',
+  'report': "write a run's report.html anew",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one command.
+
+  Args:
+    argv: the arguments; those of the process by default.
+
+  Returns:
+    The exit code. A mistake of the user's is one sentence on stderr and 1.
+  """
+  argv = list(sys.argv[1:] if argv is None else argv)
+  parser = argparse.ArgumentParser(
+    prog='vit_jax', description='Representation learning on images in JAX.', allow_abbrev=False
+  )
+  commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+  for name, text in COMMANDS.items():
+    sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    sub.add_argument('--debug', action='store_true', help='show where an error comes from')
+    # Only the command that runs is imported: `report` needs no devices.
+    if argv[:1] == [name]:
+      importlib.import_module(f'vit_jax.cli.{name}').add_arguments(sub)
+  args, rest = parser.parse_known_args(argv)
+  module = importlib.import_module(f'vit_jax.cli.{args.command}')
+  if rest and not hasattr(module, 'OVERRIDES'):
+    parser.error(f'unrecognized arguments: {" ".join(rest)}')
+  args.overrides = rest
+  try:
+    return module.run(args)
+  except KeyboardInterrupt:
+    print('vit_jax: interrupted', file=sys.stderr)
+    return 130
+  except (ValueError, OSError, ArithmeticError, ImportError) as e:
+    if args.debug:
+      raise
+    print(f'vit_jax: error: {e}', file=sys.stderr)
+    return 1

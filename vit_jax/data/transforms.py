@@ -1,0 +1,182 @@
+"""Host transforms: what a config's `host='decode | random_resized_crop(32, min_area=0.2) | flip'` can name.
+
+Each public function here makes a transform `f(example, rng) -> example` that changes `example['image']`, uint8
+[H, W, C] with C of 1, 3 or 4. What it makes can be pickled, as worker processes need. Sizes are pixels: one integer for a
+square, or (height, width). All resizing is bilinear with antialiasing (a triangle filter as wide as the reduction), by
+Pillow, as in torchvision and timm; the alpha of RGBA is premultiplied while it is resized, so that the colour of what is
+transparent does not leak out.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+from vit_jax.data.decode import MODES, decode_image
+from vit_jax.data.substitute import Example, Transform
+
+Size = int | tuple[int, int]
+
+
+def decode(channels: int = 3, orient: bool = False) -> Transform:
+  """Decodes `image` if it is bytes, and leaves arrays alone; see `decode.decode_image`.
+
+  Args:
+    channels: 1, 3 or 4; transparency without a channel for it is composited on white.
+    orient: turn the image as its EXIF tag says (off: as the published pipelines).
+  """
+  if channels not in MODES:
+    raise ValueError(f'decode makes no image of {channels} channels; choose from 1, 3, 4')
+  return functools.partial(_decode, channels=channels, orient=orient)
+
+
+def random_resized_crop(
+  size: Size,
+  min_area: float = 0.05,
+  max_area: float = 1.0,
+  min_aspect: float = 3 / 4,
+  max_aspect: float = 4 / 3,
+) -> Transform:
+  """The 'inception crop': a random part of the image, resized to `size`. Szegedy et al. 2014, arXiv:1409.4842, Sec. 6.
+
+  The area is uniform in [min_area, max_area] of the image, the aspect (width / height) log-uniform in
+  [min_aspect, max_aspect]. After 10 draws that do not fit, the largest central crop whose aspect is in range.
+  """
+  if not 0 < min_area <= max_area <= 1:
+    raise ValueError(f'areas {min_area}, {max_area} are not 0 < min_area <= max_area <= 1')
+  if not 0 < min_aspect <= max_aspect:
+    raise ValueError(f'aspects {min_aspect}, {max_aspect} are not 0 < min_aspect <= max_aspect')
+  draw = functools.partial(
+    _draw_box, area=(min_area, max_area), aspect=(math.log(min_aspect), math.log(max_aspect))
+  )
+  return _on_image(_random_resized_crop, size=_pair(size), draw=draw)
+
+
+def resize_small(size: int) -> Transform:
+  """Resizes the shorter side to `size`, up or down, and keeps the aspect (the longer side is rounded)."""
+  return _on_image(_resize_small, size=_pair(size)[0])
+
+
+def resize(h: int, w: int | None = None) -> Transform:
+  """Resizes to [h, w], or to the square [h, h], whatever the aspect."""
+  return _on_image(_resize_to, size=_pair((h, h if w is None else w)))
+
+
+def central_crop(h: int, w: int | None = None) -> Transform:
+  """Cuts out the central [h, w], or [h, h]; an odd margin leaves its extra pixel below and to the right.
+
+  An image that is smaller than the crop is first enlarged until it covers it, with its aspect kept.
+  """
+  return _on_image(_central_crop, size=_pair((h, h if w is None else w)))
+
+
+def pad_crop(size: Size, padding: int) -> Transform:
+  """Pads with `padding` zeros on every side and cuts out a random `size`. He et al. 2015, arXiv:1512.03385, Sec. 4.2."""
+  if padding < 0:
+    raise ValueError(f'padding {padding} is negative')
+  return _on_image(_pad_crop, size=_pair(size), padding=padding)
+
+
+def flip(p: float = 0.5) -> Transform:
+  """Mirrors left and right with probability p."""
+  if not 0 <= p <= 1:
+    raise ValueError(f'probability {p} is not in [0, 1]')
+  return _on_image(_flip, p=p)
+
+
+def _on_image(function: Callable[..., np.ndarray], **kwargs) -> Transform:
+  """A picklable transform that puts `function(image, rng, **kwargs)` in the place of the image."""
+  return functools.partial(_apply, function=functools.partial(function, **kwargs))
+
+
+def _apply(example: Example, rng: np.random.Generator, *, function) -> Example:
+  image = example['image']
+  if isinstance(image, (bytes, bytearray, memoryview)):
+    raise ValueError("image is still encoded; put 'decode' first in the host transforms")
+  image = np.asarray(image)
+  if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in MODES:
+    raise ValueError(
+      f'image is {image.dtype} {list(image.shape)}; host transforms take uint8 [H, W, C] with C of 1, 3 or 4'
+    )
+  return {**example, 'image': function(image, rng)}
+
+
+def _decode(example: Example, rng: np.random.Generator, *, channels: int, orient: bool) -> Example:
+  del rng
+  image = example['image']
+  if not isinstance(image, (bytes, bytearray, memoryview)):
+    return example
+  return {**example, 'image': decode_image(bytes(image), channels, orient=orient)}
+
+
+def _draw_box(h, w, rng, *, area, aspect) -> tuple[int, int, int, int]:
+  """Draws (top, left, height, width) inside [h, w]; the aspects are logarithms."""
+  for _ in range(10):
+    target = rng.uniform(*area) * h * w
+    ratio = math.exp(rng.uniform(*aspect))
+    width, height = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+    if 0 < width <= w and 0 < height <= h:
+      return int(rng.integers(h - height + 1)), int(rng.integers(w - width + 1)), height, width
+  ratio = min(max(w / h, math.exp(aspect[0])), math.exp(aspect[1]))
+  width, height = min(w, max(1, round(h * ratio))), min(h, max(1, round(w / ratio)))
+  return (h - height) // 2, (w - width) // 2, height, width
+
+
+def _random_resized_crop(image, rng, *, size, draw) -> np.ndarray:
+  top, left, h, w = draw(*image.shape[:2], rng)
+  return _resize(image[top : top + h, left : left + w], size)
+
+
+def _resize_small(image, rng, *, size) -> np.ndarray:
+  del rng
+  h, w = image.shape[:2]
+  scale = size / min(h, w)
+  return _resize(image, (max(size, round(h * scale)), max(size, round(w * scale))))
+
+
+def _resize_to(image, rng, *, size) -> np.ndarray:
+  del rng
+  return _resize(image, size)
+
+
+def _central_crop(image, rng, *, size) -> np.ndarray:
+  del rng
+  h, w = image.shape[:2]
+  if h < size[0] or w < size[1]:
+    scale = max(size[0] / h, size[1] / w)
+    image = _resize(image, (max(size[0], round(h * scale)), max(size[1], round(w * scale))))
+    h, w = image.shape[:2]
+  top, left = (h - size[0]) // 2, (w - size[1]) // 2
+  return image[top : top + size[0], left : left + size[1]]
+
+
+def _pad_crop(image, rng, *, size, padding) -> np.ndarray:
+  h, w = image.shape[0] + 2 * padding, image.shape[1] + 2 * padding
+  if h < size[0] or w < size[1]:
+    raise ValueError(f'pad_crop cuts {list(size)} out of {[h, w]}, padding included; choose a smaller size')
+  top, left = int(rng.integers(h - size[0] + 1)), int(rng.integers(w - size[1] + 1))
+  padded = np.zeros((h, w, image.shape[2]), np.uint8)
+  padded[padding : h - padding, padding : w - padding] = image
+  return padded[top : top + size[0], left : left + size[1]]
+
+
+def _flip(image, rng, *, p) -> np.ndarray:
+  return image[:, ::-1] if rng.random() < p else image
+
+
+def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """[H, W, C] uint8 to [*size, C], bilinear with antialiasing."""
+  if image.shape[:2] == size:
+    return image
+  pixels = np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image)
+  resized = np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
+  return resized.reshape(*size, image.shape[2])
+
+
+def _pair(size: Size) -> tuple[int, int]:
+  pair = (size, size) if isinstance(size, int) else tuple(size)
+  if len(pair) != 2 or not all(isinstance(s, int) and s > 0 for s in pair):
+    raise ValueError(f'size {size!r} is neither a positive integer nor two, (height, width)')
+  return pair

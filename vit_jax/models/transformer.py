@@ -1,0 +1,124 @@
+"""The pre-norm transformer block that every transformer here is made of."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.arrays import Array
+from vit_jax.models.attention import Attention
+from vit_jax.models.choices import check_choice
+
+init = nn.initializers
+logical = nn.with_logical_partitioning
+
+ACTIVATIONS = {
+  'gelu': lambda x: nn.gelu(x, approximate=False),  # arXiv:1606.08415
+  'gelu_tanh': lambda x: nn.gelu(x, approximate=True),
+  'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),  # CLIP's
+}
+
+
+def drop_path(x: Array, rate: float | Array, rng: Array) -> Array:
+  """Stochastic depth: drops whole examples and scales the others. arXiv:1603.09382.
+
+  Args:
+    x: `[B, ...]`, the output of a residual branch.
+    rate: the probability that an example's branch is dropped, below 1.
+    rng: a key.
+
+  Returns:
+    An array like `x` with `x`'s expectation.
+  """
+  keep = jax.random.bernoulli(rng, 1.0 - rate, x.shape[:1] + (1,) * (x.ndim - 1))
+  return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+def layer_norm(name: str, epsilon: float, dtype: Any) -> nn.LayerNorm:
+  """A LayerNorm over features, its statistics in float32, with its logical axes named."""
+  return nn.LayerNorm(
+    epsilon=epsilon,
+    dtype=dtype,
+    use_fast_variance=False,  # E[x^2] - E[x]^2 cancels where activations have a large mean.
+    scale_init=logical(init.ones, ('embed',)),
+    bias_init=logical(init.zeros, ('embed',)),
+    name=name,
+  )
+
+
+class Mlp(nn.Module):
+  """Two dense layers. Eq. 3, arXiv:2010.11929; initialised as in its published code.
+
+  Attributes:
+    mlp_dim: hidden features.
+    dropout: probability of dropping a hidden or an output feature.
+    activation: `gelu`, `gelu_tanh` or `quick_gelu`.
+    dtype: of the computation.
+  """
+
+  mlp_dim: int
+  dropout: float = 0.0
+  activation: str = 'gelu'
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    """`[..., D]` to `[..., D]`."""
+    check_choice('activation', self.activation, ACTIVATIONS)
+    width = x.shape[-1]
+    x = nn.Dense(
+      self.mlp_dim,
+      dtype=self.dtype,
+      kernel_init=logical(init.xavier_uniform(), ('embed', 'mlp')),
+      bias_init=logical(init.normal(1e-6), ('mlp',)),
+      name='fc_1',
+    )(x)
+    x = ACTIVATIONS[self.activation](x)
+    x = nn.Dropout(self.dropout)(x, deterministic=not train)
+    x = nn.Dense(
+      width,
+      dtype=self.dtype,
+      kernel_init=logical(init.xavier_uniform(), ('mlp', 'embed')),
+      bias_init=logical(init.normal(1e-6), ('embed',)),
+      name='fc_2',
+    )(x)
+    return nn.Dropout(self.dropout)(x, deterministic=not train)
+
+
+class Block(nn.Module):
+  """Attention, then an MLP, each after a LayerNorm, beside a residual. Eq. 2-3, arXiv:2010.11929.
+
+  Attributes:
+    mlp_dim: hidden features of the MLP.
+    num_heads: heads; divides the width.
+    dropout: probability of dropping a feature of either branch.
+    attention: `auto`, `einsum`, `xla` or `cudnn`; see `Attention`.
+    activation: of the MLP.
+    ln_eps: epsilon of both LayerNorms.
+    dtype: of the computation.
+  """
+
+  mlp_dim: int
+  num_heads: int
+  dropout: float = 0.0
+  attention: str = 'auto'
+  activation: str = 'gelu'
+  ln_eps: float = 1e-6
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool, drop_path_rate: float | Array = 0.0) -> Array:
+    """`[B, L, D]` to `[B, L, D]`; the branches of an example are dropped with `drop_path_rate`."""
+    y = layer_norm('norm_1', self.ln_eps, self.dtype)(x)
+    y = Attention(self.num_heads, self.attention, self.dtype, name='attention')(y)
+    y = nn.Dropout(self.dropout)(y, deterministic=not train)
+    x = x + self._drop_path(y, train, drop_path_rate)
+    y = layer_norm('norm_2', self.ln_eps, self.dtype)(x)
+    y = Mlp(self.mlp_dim, self.dropout, self.activation, self.dtype, name='mlp')(y, train)
+    return x + self._drop_path(y, train, drop_path_rate)
+
+  def _drop_path(self, x: Array, train: bool, rate: float | Array) -> Array:
+    if not train or (isinstance(rate, float) and rate == 0.0):
+      return x
+    return drop_path(x, rate, self.make_rng('dropout'))

@@ -1,0 +1,85 @@
+"""Supervised classification: cross-entropy of a linear head on an encoder."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from vit_jax.arrays import Array, Batch
+from vit_jax.losses import classification
+from vit_jax.objectives import inputs
+
+
+class Supervised(nn.Module):
+  """An encoder and a linear head, trained on labels (Dosovitskiy et al. 2020, arXiv:2010.11929).
+
+  Attributes:
+    encoder: images to `Features`.
+    num_classes: K, outputs of the head.
+    loss: 'softmax' for one label an image, 'sigmoid' for labels that do not exclude each other.
+    label_smoothing: share of a target spread over all classes, in training only.
+    head_bias: the head's bias at the start. With 'sigmoid' and many classes, -log(K) or so (-10 for
+      ImageNet-21k) starts the loss near its floor instead of at K log 2.
+    augment: device transforms in training, such as `'color_distort(0.5) | blur'`.
+    eval_augment: device transforms in evaluation, such as a fixed background behind transparent drawings.
+    mean: what pixels in [0, 1] are normalised by: a number, or one a channel.
+    std: likewise.
+  """
+
+  encoder: nn.Module
+  num_classes: int
+  loss: str = 'softmax'
+  label_smoothing: float = 0.0
+  head_bias: float = 0.0
+  augment: str = ''
+  eval_augment: str = ''
+  mean: float | tuple[float, ...] = 0.5
+  std: float | tuple[float, ...] = 0.5
+
+  def setup(self):
+    if self.loss not in classification.LOSSES:
+      options = ', '.join(map(repr, classification.LOSSES))
+      raise ValueError(f'unknown loss {self.loss!r}; choose from {options}')
+    # Zeros: every class starts with the same logit, and the loss at its chance value.
+    self.head = nn.Dense(
+      self.num_classes,
+      kernel_init=nn.with_logical_partitioning(nn.initializers.zeros, ('embed', 'classes')),
+      bias_init=nn.with_logical_partitioning(
+        nn.initializers.constant(self.head_bias), ('classes',)
+      ),
+    )
+
+  def __call__(self, batch: Batch, *, train: bool) -> tuple[Array, dict[str, Array]]:
+    """The loss of a batch, and its metrics by example.
+
+    Args:
+      batch: `image [B, H, W, C]` uint8; `label [B]` class numbers or `[B, K]` multi-hot.
+      train: whether to augment, to smooth labels and to drop.
+
+    Returns:
+      The mean loss, and `loss [B]` and `accuracy [B]` (whether the first answer is a label).
+    """
+    logits = self._logits(batch, train=train)  # [B, K]
+    label = batch['label']
+    loss = classification.LOSSES[self.loss](
+      logits, label, smoothing=self.label_smoothing if train else 0.0
+    )
+    target = classification.targets(label, self.num_classes)
+    best = jnp.argmax(logits, axis=-1)
+    accuracy = jnp.take_along_axis(target, best[:, None], axis=-1)[:, 0] > 0
+    return jnp.mean(loss), {'loss': loss, 'accuracy': accuracy.astype(jnp.float32)}
+
+  def logits(self, batch: Batch) -> Array:
+    """Logits `[B, K]` of `image [B, H, W, C]`, float32, as in evaluation."""
+    return self._logits(batch, train=False)
+
+  def features(self, batch: Batch) -> Array:
+    """The encoder's pooled features `[B, D]` of `image [B, H, W, C]`, as in evaluation."""
+    return self._encode(batch, train=False)
+
+  def _logits(self, batch: Batch, *, train: bool) -> Array:
+    return self.head(self._encode(batch, train=train).astype(jnp.float32))
+
+  def _encode(self, batch: Batch, *, train: bool) -> Array:
+    augment = self.augment if train else self.eval_augment
+    rng = self.make_rng('augment') if train and augment else None
+    image = inputs.prepare(batch['image'], augment, rng, mean=self.mean, std=self.std)
+    return self.encoder(image, train=train).pooled

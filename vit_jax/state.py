@@ -1,0 +1,134 @@
+"""The state of training, and its initialisation straight into its shards."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from vit_jax import sharding
+from vit_jax.arrays import Array, Batch
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything that a step changes, and the key that it does not.
+
+  Attributes:
+    step: how many updates have been made, a scalar int32.
+    params: the objective's parameters.
+    model_state: its other collections (batch statistics, teachers, cluster assignments), often `{}`.
+    opt_state: the optimizer's.
+    rng: the key that every step folds its number into; it never changes.
+  """
+
+  step: Array
+  params: Any
+  model_state: Any
+  opt_state: Any
+  rng: Array
+
+
+def streams(rng: Array) -> dict[str, Array]:
+  """The named keys that a model draws from: one for dropout, one for augmentations."""
+  dropout, augment = jax.random.split(rng)
+  return {'dropout': dropout, 'augment': augment}
+
+
+def init_variables(objective: nn.Module, batch_spec: Any, rng: Array) -> Any:
+  """The objective's variables, boxed with their logical axes.
+
+  Args:
+    objective: the Linen module.
+    batch_spec: shapes and dtypes of a *global* batch; a loss over the mesh fails on a batch of one.
+    rng: a key.
+  """
+  batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch_spec)
+  params_rng, others = jax.random.split(rng)
+  return objective.init({'params': params_rng, **streams(others)}, batch, train=False)
+
+
+def abstract_variables(objective: nn.Module, batch_spec: Any) -> Any:
+  """Shapes, dtypes and logical axes of the objective's variables; computes nothing."""
+  # The key is made inside, so that nothing touches a device.
+  return jax.eval_shape(
+    lambda: init_variables(objective, batch_spec, jax.random.PRNGKey(0)),
+  )
+
+
+def init_state(
+  objective: nn.Module,
+  tx: optax.GradientTransformation,
+  batch_spec: Batch,
+  seed: int,
+  mesh: Mesh,
+) -> tuple[Callable[[], TrainState], TrainState]:
+  """Prepares the first state.
+
+  Args:
+    objective: the Linen module.
+    tx: the optimizer.
+    batch_spec: shapes and dtypes of a global batch.
+    seed: decides parameters and, later, all augmentation and dropout.
+    mesh: the mesh.
+
+  Returns:
+    A jitted function that makes the state, each leaf directly in its shards, and a tree like it of
+    `jax.ShapeDtypeStruct` with shardings, for restoring instead.
+  """
+
+  def make() -> TrainState:
+    init_rng, rng = jax.random.split(jax.random.PRNGKey(seed))
+    # Unboxed: neither the optimizer nor Orbax should see Linen's boxes.
+    variables = nn.unbox(init_variables(objective, batch_spec, init_rng))
+    params = variables.pop('params', {})
+    return TrainState(
+      step=jnp.zeros([], jnp.int32),
+      params=params,
+      model_state=variables,
+      opt_state=tx.init(params),
+      rng=rng,
+    )
+
+  abstract = jax.eval_shape(make)
+  shardings = state_shardings(objective, batch_spec, abstract, mesh)
+  like = jax.tree.map(
+    lambda x, placed: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), abstract, shardings
+  )
+  return jax.jit(make, out_shardings=shardings), like
+
+
+def state_shardings(
+  objective: nn.Module, batch_spec: Batch, abstract: TrainState, mesh: Mesh
+) -> TrainState:
+  """Shardings of a whole state: moments lie as their parameters do, the rest is whole everywhere."""
+  variables = sharding.parameter_shardings(abstract_variables(objective, batch_spec), mesh)
+  params = variables.pop('params', {})
+  by_path = {
+    tuple(map(str, path)): (leaf.shape, placed)
+    for (path, leaf), placed in zip(
+      jax.tree.leaves_with_path(abstract.params), jax.tree.leaves(params), strict=True
+    )
+  }
+  whole = sharding.replicated(mesh)
+
+  def place(path: Any, leaf: Any) -> Any:
+    # A moment's path ends with the path of its parameter: [0].mu['encoder']['cls'].
+    names = tuple(map(str, path))
+    for start in range(len(names)):
+      shape, placed = by_path.get(names[start:], (None, None))
+      if shape == leaf.shape:
+        return placed
+    return whole
+
+  return TrainState(
+    step=whole,
+    params=params,
+    model_state=variables,
+    opt_state=jax.tree.map_with_path(place, abstract.opt_state),
+    rng=whole,
+  )

@@ -1,0 +1,356 @@
+"""The training loop. It knows no method by name: a method is an objective and a config."""
+
+import collections
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from jax.sharding import Mesh
+
+from vit_jax import config as config_lib
+from vit_jax import optim, sharding, units, workdirs
+from vit_jax.arrays import Array, Batch
+from vit_jax.build import build
+from vit_jax.checkpoint import Checkpoints
+from vit_jax.data import pipeline
+from vit_jax.data.spec import batch_spec
+from vit_jax.interrupt import Interrupt
+from vit_jax.metrics import Writer
+from vit_jax.state import TrainState, abstract_variables, init_state, streams
+
+# How many steps the host may run ahead of the device.
+MAX_IN_FLIGHT = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """What a config describes, built.
+
+  Attributes:
+    config: the config.
+    mesh: the devices.
+    source: the training examples.
+    objective: the method.
+    batch_spec: shapes and dtypes of a global training batch.
+    optimizer: transformation, schedule and table of parameters.
+    total_steps: length of the training.
+  """
+
+  config: ml_collections.ConfigDict
+  mesh: Mesh
+  source: Any
+  objective: nn.Module
+  batch_spec: dict[str, jax.ShapeDtypeStruct]
+  optimizer: optim.Optimizer
+  total_steps: int
+
+  def steps(self, amount: Mapping[str, Any] | None, name: str) -> int | None:
+    """A number of steps, epochs or examples as steps of this run; None stays None."""
+    if not amount or all(value is None for value in amount.values()):
+      return None
+    return units.steps(
+      amount, batch_size=self.config.batch_size, num_examples=len(self.source), name=name
+    )
+
+
+def setup(config: ml_collections.ConfigDict) -> Setup:
+  """Builds what a config describes, and computes nothing yet.
+
+  Raises:
+    ValueError: whatever in the config cannot be, with the choices.
+  """
+  config_lib.check(config)
+  mesh = sharding.make_mesh(config.get('mesh') or {})
+  pipeline.check_batch_size(config.batch_size, sharding.batch_sharding(mesh))
+  source = build(config.data.source)
+  objective = build(config.objective)
+  spec = batch_spec(source, config.data.host, config.batch_size)
+  steps = functools.partial(units.steps, batch_size=config.batch_size, num_examples=len(source))
+  total_steps = steps(config.total, name='total')
+  with jax.set_mesh(mesh):
+    params = nn.unbox(abstract_variables(objective, spec))['params']
+  optimizer = optim.build_optimizer(
+    config.optimizer, params, total_steps=total_steps, steps=steps
+  )
+  return Setup(config, mesh, source, objective, spec, optimizer, total_steps)
+
+
+def make_train_step(
+  objective: nn.Module, tx: optax.GradientTransformation
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+  """Makes the step `(state, batch) -> (state, metrics)`, the same for every method; not yet jitted.
+
+  The metrics are scalars over the global batch: the loss, the norm of its gradient, and what the
+  objective reports, averaged.
+  """
+
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    rng = jax.random.fold_in(state.rng, state.step)
+
+    def loss_fn(params: Any) -> tuple[Array, Any]:
+      (loss, metrics), model_state = objective.apply(
+        {'params': params, **state.model_state},
+        batch,
+        train=True,
+        rngs=streams(rng),
+        mutable=list(state.model_state),
+      )
+      return loss, (metrics, model_state)
+
+    (loss, (metrics, model_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    metrics = {name: jnp.mean(value) for name, value in metrics.items()}
+    metrics |= {'loss': loss, 'grad_norm': optax.tree.norm(grads)}
+    state = state.replace(
+      step=state.step + 1,
+      params=optax.apply_updates(state.params, updates),
+      model_state=model_state,
+      opt_state=opt_state,
+    )
+    return state, metrics
+
+  return step
+
+
+def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
+  """Trains what `config` describes; goes on exactly where the run in `workdir` stopped.
+
+  SIGTERM and an interrupt (Ctrl-C, a notebook's stop button) end the step at work, save and return.
+  A run leaves `config.json`, `parameters.json`, `run.json`, `metrics.jsonl`, `checkpoints/`,
+  `pictures/`, TensorBoard events and `report.html`.
+
+  Args:
+    config: the recipe (`config.FIELDS` says what it holds).
+    workdir: the run's folder.
+
+  Returns:
+    The state: `int(state.step)` is less than the total where the run was interrupted.
+
+  Raises:
+    ValueError: something in the config cannot be, or `workdir` holds another config's run.
+    FloatingPointError: the loss or its gradient is not finite; names the step.
+    OSError: a checkpoint cannot be written.
+  """
+  begun = time.monotonic()
+  workdirs.check(workdir, config)
+  made = setup(config)
+  save_every = made.steps((config.get('checkpoint') or {}).get('every'), 'checkpoint.every')
+  with jax.set_mesh(made.mesh), open_checkpoints(workdir, config) as checkpoints:
+    make, like = init_state(
+      made.objective, made.optimizer.tx, made.batch_spec, config.seed, made.mesh
+    )
+    state = make() if checkpoints.latest is None else checkpoints.restore(like)
+    start = int(state.step)
+    # Only now: a run that cannot start leaves no trace.
+    workdirs.start(workdir, made)
+    with Writer(
+      workdir,
+      total_steps=made.total_steps,
+      start_step=start,
+      batch_size=config.batch_size,
+      primary=jax.process_index() == 0,
+    ) as writer:
+      if start >= made.total_steps:
+        writer.message(f'This run is finished: {start} of {made.total_steps} steps are done.')
+        workdirs.finish(workdir, 0.0, writer)
+        return state
+      writer.message(workdirs.opening(made, start))
+      loop = Loop(made, like, checkpoints, save_every, writer)
+      state, stopped_by = loop.run(state, start)
+      if stopped_by:
+        writer.message(
+          f'Stopped by {stopped_by} after step {int(state.step)} of {made.total_steps}, and saved; '
+          'the same command goes on from there.'
+        )
+      else:
+        workdirs.finish(workdir, time.monotonic() - begun, writer)
+      return state
+
+
+def open_checkpoints(workdir: str | Path, config: ml_collections.ConfigDict) -> Checkpoints:
+  """The checkpoints of `workdir`, kept as `config.checkpoint` says."""
+  fields = dict(config.get('checkpoint') or {})
+  fields.pop('every', None)
+  return build({'type': 'checkpoint.Checkpoints', **fields}, workdir=workdir)
+
+
+def evaluate(workdir: str | Path, step: str | int = 'last') -> dict[str, float]:
+  """Runs the evaluators of a run on one of its checkpoints.
+
+  Args:
+    workdir: the run's folder.
+    step: a step, 'last' or 'best'.
+
+  Returns:
+    `<eval name>/<metric>` to value, as at the end of training.
+
+  Raises:
+    FileNotFoundError: no run, or no such checkpoint.
+    ValueError: a step that is none.
+  """
+  config = workdirs.saved_config(workdir)
+  made = setup(config)
+  with jax.set_mesh(made.mesh), open_checkpoints(workdir, config) as checkpoints:
+    _, like = init_state(
+      made.objective, made.optimizer.tx, made.batch_spec, config.seed, made.mesh
+    )
+    state = checkpoints.restore(like, checkpoints.find(step))
+    evals = build_periodic(made, 'evals', objective=made.objective, mesh=made.mesh, writer=None)
+    return run_evals(evals, state)
+
+
+def build_periodic(
+  made: Setup, field: str, **extra: Any
+) -> dict[str, tuple[Any, int | None]]:
+  """Evaluators or hooks by name, each with its period in steps; None runs at the end only.
+
+  Args:
+    made: the run.
+    field: of the config, 'evals' or 'hooks'.
+    **extra: what they are called with besides their fields.
+  """
+  built = {}
+  for name, spec in (made.config.get(field) or {}).items():
+    spec = spec.to_dict()
+    every = made.steps(spec.pop('every', None), f'{field}.{name}.every')
+    built[name] = build(spec, **extra), every
+  return built
+
+
+def run_evals(
+  evals: Mapping[str, tuple[Any, int | None]], state: TrainState, step: int | None = None
+) -> dict[str, float]:
+  """Runs the evaluators that are due at `step`; all of them, and for the last time, at None."""
+  results = {}
+  for name, (evaluator, every) in evals.items():
+    if step is None or (every and step % every == 0):
+      values = evaluator.run(state, final=step is None)
+      results.update({f'{name}/{key}': value for key, value in values.items()})
+  return results
+
+
+class Loop:
+  """Steps, and what happens between them: log, hooks, evaluation, checkpoints."""
+
+  def __init__(
+    self,
+    made: Setup,
+    like: TrainState,
+    checkpoints: Checkpoints,
+    save_every: int | None,
+    writer: Writer,
+  ):
+    """Builds the step, the evaluators and the hooks.
+
+    Args:
+      made: the run.
+      like: shapes and shardings of the state.
+      checkpoints: where to save.
+      save_every: steps between two checkpoints; None saves at the end only.
+      writer: where metrics go.
+    """
+    config = made.config
+    self.made, self.checkpoints, self.save_every, self.writer = made, checkpoints, save_every, writer
+    self.log_every = made.steps((config.get('log') or {}).get('every'), 'log.every') or 50
+    parts = dict(objective=made.objective, mesh=made.mesh)
+    self.evals = build_periodic(made, 'evals', **parts, writer=writer)
+    self.hooks = build_periodic(made, 'hooks', **parts)
+    self.train_step = jax.jit(
+      make_train_step(made.objective, made.optimizer.tx),
+      donate_argnums=0,
+      out_shardings=(
+        jax.tree.map(lambda leaf: leaf.sharding, like),
+        sharding.replicated(made.mesh),
+      ),
+    )
+    self.unread: list[tuple[int, dict[str, Array]]] = []  # metrics still on the device
+    self.window: list[dict[str, float]] = []  # metrics since the last log
+    self.seconds = 0.0  # time in steps since the last log, without evaluation and saving
+
+  def run(self, state: TrainState, step: int) -> tuple[TrainState, str]:
+    """Trains from `step` to the end, or until a signal; returns the state and the signal's name."""
+    total = self.made.total_steps
+    in_flight: collections.deque[tuple[int, dict[str, Array]]] = collections.deque()
+    with Interrupt() as interrupt, self._open_data(step, total) as data:
+      while step < total and not interrupt.requested:
+        begun = time.monotonic()
+        state, metrics = self.train_step(state, next(data))
+        step += 1
+        self.unread.append((step, metrics))
+        in_flight.append((step, metrics))
+        if len(in_flight) > MAX_IN_FLIGHT:
+          done, values = in_flight.popleft()
+          values['loss'].block_until_ready()
+          self.writer.progress(done, values)
+        if step == total or step % self.log_every == 0:
+          self._read()
+          self.seconds += time.monotonic() - begun
+          self._log(step, data)
+        else:
+          self.seconds += time.monotonic() - begun
+        state = self._between_steps(state, step)
+      if interrupt.requested and step < total:
+        self._save(state, step, {})
+    self.checkpoints.wait()
+    return state, interrupt.requested if step < total else ''
+
+  def _between_steps(self, state: TrainState, step: int) -> TrainState:
+    last = step == self.made.total_steps
+    for hook, every in self.hooks.values():
+      if every and step % every == 0:
+        state = hook(step, state)
+    # Evaluate before the state is donated to the next step.
+    results = run_evals(self.evals, state, None if last else step)
+    if results:
+      self.writer.scalars(step, results)
+    if last or (self.save_every and step % self.save_every == 0):
+      self._save(state, step, results)
+    return state
+
+  def _save(self, state: TrainState, step: int, results: Mapping[str, float]) -> None:
+    self._read()  # A state that is not finite must never become the last good one.
+    self.checkpoints.save(step, state, results)
+
+  def _read(self) -> None:
+    """Reads the metrics that are on the device; raises at the first that is not finite."""
+    for step, row in jax.device_get(self.unread):
+      for name in ('loss', 'grad_norm'):
+        if not math.isfinite(row[name]):
+          latest = self.checkpoints.latest
+          good = 'none was saved' if latest is None else f'the last good one is step {latest}'
+          raise FloatingPointError(f'{name} is {row[name]} at step {step}; of checkpoints, {good}')
+      self.window.append({name: float(value) for name, value in row.items()})
+    self.unread = []
+
+  def _log(self, step: int, data: pipeline.TrainPipeline) -> None:
+    rows, batch_size = self.window, self.made.config.batch_size
+    values = {f'train/{name}': math.fsum(r[name] for r in rows) / len(rows) for name in rows[0]}
+    values['train/learning_rate'] = float(self.made.optimizer.schedule(step - 1))
+    values['train/images_per_second'] = len(rows) * batch_size / self.seconds
+    values['train/data_wait'] = min(1.0, data.wait_seconds / self.seconds)
+    self.writer.scalars(step, values)
+    self.writer.progress(step, rows[-1])
+    self.window, self.seconds, data.wait_seconds = [], 0.0, 0.0
+
+  def _open_data(self, step: int, total: int) -> pipeline.TrainPipeline:
+    config = self.made.config
+    return pipeline.TrainPipeline(
+      self.made.source,
+      host=config.data.host,
+      batch_size=config.batch_size,
+      seed=config.seed,
+      sharding=sharding.batch_sharding(self.made.mesh),
+      start_step=step,
+      stop_step=total,
+      num_workers=config.data.get('num_workers') or 0,
+      max_bad_share=config.data.get('max_bad_share', 0.01),
+    )

@@ -1,0 +1,114 @@
+"""What a run leaves in its workdir, apart from metrics and checkpoints."""
+
+import importlib.metadata
+import platform
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from vit_jax import config as config_lib
+from vit_jax import metrics, optim, report
+from vit_jax.checkpoint import read_json, write_json
+
+if TYPE_CHECKING:
+  from vit_jax.train import Setup
+
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
+
+
+def check(workdir: str | Path, config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError where `workdir` holds the run of another config; names up to three fields."""
+  saved = read_json(Path(workdir) / 'config.json')
+  if saved is None:
+    return
+  rows = config_lib.differences(saved, config)
+  if rows:
+    more = f' and {len(rows) - 3} more' if len(rows) > 3 else ''
+    raise ValueError(
+      f'{workdir} holds a run of another config ({"; ".join(rows[:3])}{more}); '
+      'give that config again to go on with it, or choose another workdir'
+    )
+
+
+def saved_config(workdir: str | Path) -> ml_collections.ConfigDict:
+  """The config that made a run.
+
+  Raises:
+    FileNotFoundError: `workdir` is no run's.
+  """
+  saved = read_json(Path(workdir) / 'config.json')
+  if saved is None:
+    raise FileNotFoundError(f"{workdir} is no run's folder: it has no config.json")
+  return ml_collections.ConfigDict(_tuples(saved))
+
+
+def start(workdir: str | Path, made: 'Setup') -> None:
+  """Writes `config.json`, `parameters.json` and `run.json`."""
+  if jax.process_index():
+    return
+  workdir = Path(workdir)
+  if read_json(workdir / 'config.json') is None:
+    write_json(workdir / 'config.json', config_lib.plain(made.config))
+  rows = [row._asdict() for row in made.optimizer.table]
+  write_json(workdir / 'parameters.json', rows)
+  before = read_json(workdir / 'run.json') or {}
+  write_json(
+    workdir / 'run.json',
+    {
+      'command': shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+      'started': before.get('started') or time.strftime('%Y-%m-%d %H:%M:%S'),
+      'seconds': before.get('seconds', 0),
+      'parameters': sum(row['size'] for row in rows),
+      'steps': made.total_steps,
+      'examples': len(made.source),
+      'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+      'processes': jax.process_count(),
+      'versions': {
+        'python': platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+      },
+    },
+  )
+
+
+def opening(made: 'Setup', step: int) -> str:
+  """What is printed before the first step: the parameters and what is done to which."""
+  config = made.config
+  count = sum(int(np.prod(row.shape)) for row in made.optimizer.table)
+  begin = f'resuming after step {step:,} of' if step else 'starting'
+  return (
+    f'{optim.describe(made.optimizer.table)}\n'
+    f'{config.objective.type}: {count:,} parameters; {len(made.source):,} examples in batches of '
+    f'{config.batch_size} on {jax.device_count()} x {jax.devices()[0].device_kind}; '
+    f'{begin} {made.total_steps:,} steps'
+  )
+
+
+def finish(workdir: str | Path, seconds: float, writer: metrics.Writer) -> None:
+  """Writes the report of a finished run, and prints its last evaluation and where the report is."""
+  if jax.process_index():
+    return
+  workdir = Path(workdir)
+  about = read_json(workdir / 'run.json')
+  about['seconds'] = round(about['seconds'] + seconds, 1)
+  write_json(workdir / 'run.json', about)
+  last = metrics.read(workdir)
+  results = last[-1] if last else {}
+  table = metrics.final_table({k: v for k, v in results.items() if k != 'step'})
+  writer.message(f'{table}\n\nReport: {report.write_report(workdir)}')
+
+
+def _tuples(value: Any) -> Any:
+  """Lists back to tuples, as configs have them."""
+  if isinstance(value, dict):
+    return {k: _tuples(v) for k, v in value.items()}
+  if isinstance(value, list):
+    return tuple(_tuples(v) for v in value)
+  return value
+
