@@ -14,7 +14,7 @@ setup(
   python_requires='>=3.11',
   packages=find_packages(include=['vit_jax', 'vit_jax.*']),
   package_data={
-    'vit_jax': ['*.css'],
+    'vit_jax': ['*.css', '*.js'],
     'vit_jax.data.emoji': ['*.png', '*.csv', '*.md', 'LICENSE-*'],
   },
   install_requires=[
@@ -36,8 +36,8 @@ setup(
     'test': ['pytest>=8', 'pytest-xdist>=3.6', 'ruff==0.17.6', 'scipy'],
     'tpu': ['jax[tpu]>=0.10'],
     'cuda': ['jax[cuda13]>=0.10'],
-    # Downloading and preparing TFDS data needs TensorFlow; reading prepared data does not.
-    'tfds': ['tensorflow-datasets>=4.9.10', 'tensorflow-cpu>=2.19'],
+    # What the `tfds` command needs to download and prepare data; reading prepared data does not.
+    'tfds': ['tensorflow', 'apache-beam', 'mlcroissant'],
   },
   entry_points={'console_scripts': ['vit_jax = vit_jax.cli:main']},
 )

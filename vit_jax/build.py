@@ -16,9 +16,10 @@ def resolve(path: str) -> Any:
   Raises:
     ValueError: no such module or name; the sentence lists those there are.
   """
-  module_name, _, name = path.rpartition('.')
-  if not module_name:
+  parts = path.split('.') if isinstance(path, str) else []
+  if len(parts) < 2 or not all(part.isidentifier() for part in parts):
     raise ValueError(f"type {path!r} is no dotted path such as 'models.vit.ViT'")
+  module_name, name = '.'.join(parts[:-1]), parts[-1]
   module = _import(f'vit_jax.{module_name}')
   if module is None:
     module = _import(module_name)
@@ -27,8 +28,12 @@ def resolve(path: str) -> Any:
   if not hasattr(module, name):
     public = [n for n, v in vars(module).items() if inspect.isclass(v) and n[0] != '_']
     own = [n for n in public if getattr(module, n).__module__ == module.__name__] or public
-    raise ValueError(f'unknown type {path!r}; {module.__name__} has {_join(own)}')
-  return getattr(module, name)
+    hint = _did_you_mean(name, own)
+    raise ValueError(f'unknown type {path!r}; {hint}{module.__name__} has {_join(own)}')
+  made = getattr(module, name)
+  if not callable(made):
+    raise ValueError(f'type {path!r} is no class or function, but {type(made).__name__}')
+  return made
 
 
 def build(spec: Mapping[str, Any], **extra: Any) -> Any:
@@ -46,17 +51,20 @@ def build(spec: Mapping[str, Any], **extra: Any) -> Any:
   """
   if isinstance(spec, ml_collections.ConfigDict):
     spec = spec.to_dict()
-  if 'type' not in spec:
-    raise ValueError(f"cannot build {dict(spec)!r}: it has no 'type'")
+  if not isinstance(spec, Mapping) or 'type' not in spec:
+    raise ValueError(f"cannot build {spec!r}: it is no dict(type='models.vit.ViT', ...)")
   made = resolve(spec['type'])
   fields = {k: _build_nested(v) for k, v in spec.items() if k != 'type'}
   signature = inspect.signature(made)
   try:
     signature.bind(**extra, **fields)
   except TypeError as e:
-    known = [n for n in signature.parameters if n not in (*extra, 'parent', 'name')]
-    unknown = [k for k in fields if k not in signature.parameters]
-    if unknown:
+    # Linen gives every module a `parent` and a `name`, which no config sets.
+    hidden = ('parent', 'name') if 'parent' in signature.parameters else ()
+    known = [n for n in signature.parameters if n not in (*extra, *hidden)]
+    unknown = [k for k in fields if k not in known]
+    takes_any = any(p.kind == p.VAR_KEYWORD for p in signature.parameters.values())
+    if unknown and not takes_any:
       raise ValueError(
         f'unknown field {unknown[0]!r} of {spec["type"]}; choose from {_join(known)}'
       ) from None
@@ -65,7 +73,7 @@ def build(spec: Mapping[str, Any], **extra: Any) -> Any:
 
 
 def _build_nested(value: Any) -> Any:
-  if isinstance(value, Mapping):
+  if isinstance(value, Mapping | ml_collections.ConfigDict):
     if 'type' in value:
       return build(value)
     return {k: _build_nested(v) for k, v in value.items()}
@@ -83,14 +91,21 @@ def _import(name: str) -> Any:
 
 
 def _nearest_modules(name: str) -> str:
-  parent, _, leaf = name.rpartition('.')
-  package = _import(f'vit_jax.{parent}' if parent else 'vit_jax')
-  if package is None or not hasattr(package, '__path__'):
-    package, parent = _import('vit_jax'), ''
-  names = [m.name for m in pkgutil.iter_modules(package.__path__)]
-  near = difflib.get_close_matches(leaf, names, n=1)
-  hint = f'did you mean {near[0]!r}? ' if near else ''
-  return f'{hint}modules in vit_jax{"." + parent if parent else ""} are {_join(sorted(names))}'
+  """What the deepest package on the path `name` holds instead."""
+  parts = name.split('.')
+  for i in range(len(parts) - 1, 0, -1):
+    for path in (f'vit_jax.{".".join(parts[:i])}', '.'.join(parts[:i])):
+      package = _import(path)
+      if hasattr(package, '__path__'):
+        names = sorted(m.name for m in pkgutil.iter_modules(package.__path__))
+        return f'{_did_you_mean(parts[i], names)}modules in {path} are {_join(names)}'
+  names = sorted(m.name for m in pkgutil.iter_modules(_import('vit_jax').__path__) if m.ispkg)
+  return f'{_did_you_mean(parts[0], names)}packages in vit_jax are {_join(names)}'
+
+
+def _did_you_mean(name: str, choices: list[str]) -> str:
+  near = difflib.get_close_matches(name, choices, n=1)
+  return f'did you mean {near[0]!r}? ' if near else ''
 
 
 def _join(names: list[str]) -> str:

@@ -1,6 +1,7 @@
 """Checkpoints: Orbax, asynchronous; the best and the last are kept; a wrong one is one clear sentence."""
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,10 @@ from flax import traverse_util
 from orbax.checkpoint import checkpoint_managers as policies
 
 from vit_jax.state import TrainState
+
+
+# Orbax writes pages to the log about a failure that `Checkpoints` raises as one sentence.
+logging.getLogger('absl').addFilter(lambda record: '/orbax/' not in record.pathname)
 
 
 class Checkpoints:
@@ -165,7 +170,7 @@ class Checkpoints:
       saved = self._manager.item_metadata(step)['state']
       found = {} if saved is None else _named(saved.tree)
     except Exception as e:
-      raise ValueError(f'checkpoint {file} cannot be read ({_first_line(e)}); {way_out}') from e
+      raise ValueError(f'checkpoint {file} cannot be read ({_reason(e)}); {way_out}') from e
     wanted = _named(like)
     # Orbax casts and, for some shapes, pads silently: compare before restoring.
     for problem in _mismatches(found, wanted):
@@ -174,12 +179,12 @@ class Checkpoints:
       args = ocp.args.Composite(state=ocp.args.StandardRestore(_nested(like)))
       restored = _named(self._manager.restore(step, args=args).state)
     except Exception as e:
-      raise ValueError(f'checkpoint {file} cannot be read ({_first_line(e)}); {way_out}') from e
+      raise ValueError(f'checkpoint {file} cannot be read ({_reason(e)}); {way_out}') from e
     return jax.tree.unflatten(jax.tree.structure(like), [restored[name] for name in wanted])
 
   def _failure(self, error: Exception) -> OSError:
     good = f'the last good one is step {self.latest}' if self.steps else 'none was saved before'
-    return OSError(f'cannot save a checkpoint in {self.folder} ({_first_line(error)}); {good}')
+    return OSError(f'cannot save a checkpoint in {self.folder} ({_reason(error)}); {good}')
 
 
 def _named(tree: Any) -> dict[str, Any]:
@@ -211,9 +216,13 @@ def _mismatches(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
   return rows
 
 
-def _first_line(error: Exception) -> str:
-  text = next((line.strip() for line in str(error).splitlines() if line.strip()), '')
-  return (text or type(error).__name__)[:200].rstrip(' .;:')
+def _reason(error: Exception) -> str:
+  """What went wrong, in a few words: Orbax and TensorStore write a page."""
+  text = str(error)
+  if 'No space left on device' in text:
+    return 'no space left on device'
+  line = next((line.strip() for line in text.splitlines() if line.strip()), '')
+  return (line or type(error).__name__)[:200].rstrip(' .;:')
 
 
 def read_json(file: str | Path) -> Any:

@@ -28,6 +28,8 @@ def parse(text: str) -> list[Call]:
   Raises:
     ValueError: `text` is no chain of calls with literal arguments.
   """
+  if not isinstance(text, str):
+    raise ValueError(f"transforms are a string such as 'decode | flip', not {text!r}")
   if not text.strip():
     return []
   try:
@@ -81,7 +83,7 @@ def _call(node: ast.expr, text: str) -> Call:
     try:
       args = tuple(ast.literal_eval(a) for a in node.args)
       kwargs = {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg}
-    except ValueError:
+    except (ValueError, TypeError):
       raise ValueError(f'arguments in {text!r} must be literals: {ast.unparse(node)!r}') from None
     if len(kwargs) == len(node.keywords):
       return Call(node.func.id, args, kwargs)

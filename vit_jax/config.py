@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,10 @@ FIELDS = {
 }
 OPTIONAL = ('mesh', 'evals', 'hooks', 'log', 'checkpoint')
 
+# The groups whose fields the loop itself reads; all others are what they build.
+GROUPS = {'data': ('source', 'host', 'num_workers', 'max_bad_share'), 'log': ('every',)}
+REQUIRED = {'data': ('source', 'host')}
+
 # A run may go on with other values of these: they do not change its result.
 FREE = ('mesh', 'data.num_workers', 'log')
 
@@ -50,7 +55,8 @@ def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     ValueError: the file has no `get_config`, or a flag names no field or has a wrong value.
   """
   config = _with_units(_read(path))
-  config = _override(config, list(overrides))
+  for argument in overrides:
+    config = _override(config, argument)
   check(config)
   return config.lock()
 
@@ -63,6 +69,15 @@ def check(config: ml_collections.ConfigDict) -> None:
   for name in FIELDS:
     if name not in OPTIONAL and name not in config:
       raise ValueError(f'the config lacks {name!r} ({FIELDS[name]})')
+  for group, names in GROUPS.items():
+    there = config.get(group) or {}
+    for name in there:
+      if name not in names:
+        raise ValueError(f'unknown config field {f"{group}.{name}"!r}; choose from {_join(names)}')
+    for name in REQUIRED.get(group, ()):
+      if name not in there:
+        raise ValueError(f'the config lacks {f"{group}.{name}"!r}')
+  _check_data(plain(config), 'config')
 
 
 def plain(config: Any) -> Any:
@@ -108,18 +123,36 @@ def _read(path: str) -> ml_collections.ConfigDict:
   file = Path(filename)
   if not file.is_file():
     near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob('*.py')], n=3)
-    hint = f'; did you mean {_join(near)}?' if near else ''
+    there = sorted(p.name for p in file.parent.glob('*.py'))
+    hint = f'; did you mean {_join(near)}?' if near else f'; {file.parent} has {_join(there)}'
     raise FileNotFoundError(f'there is no config {filename!r}{hint}')
   spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   if not hasattr(module, 'get_config'):
     raise ValueError(f"{filename!r} is no config: it has no function 'get_config'")
-  return module.get_config(argument) if argument else module.get_config()
+  if not argument:
+    return module.get_config()
+  if not inspect.signature(module.get_config).parameters:
+    raise ValueError(f'{filename!r} takes no argument, so not {argument!r} either')
+  return module.get_config(argument)
+
+
+def _check_data(value: Any, name: str) -> None:
+  if isinstance(value, dict):
+    for key, inner in value.items():
+      _check_data(inner, f'{name}.{key}')
+  elif isinstance(value, list):
+    for i, inner in enumerate(value):
+      _check_data(inner, f'{name}[{i}]')
+  elif not isinstance(value, str | int | float | None):
+    kind = type(value).__name__
+    raise ValueError(f'{name} is {value!r} ({kind}); a config holds numbers, strings and tuples')
 
 
 def _is_units(value: Any) -> bool:
-  return isinstance(value, Mapping) and len(value) > 0 and all(k in UNITS for k in value)
+  mapping = isinstance(value, Mapping | ml_collections.ConfigDict)
+  return mapping and len(value) > 0 and all(k in UNITS for k in value)
 
 
 def _with_units(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -127,64 +160,74 @@ def _with_units(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
   def expand(value: Any) -> Any:
     if isinstance(value, ml_collections.ConfigDict):
-      value = {k: value.get_ref(k) if value[k] is None else value[k] for k in value}
+      value = {k: _placeholder(value, k) if value[k] is None else value[k] for k in value}
     if not isinstance(value, Mapping):
       return value
     if _is_units(value):
-      types = dict(steps=int, epochs=float, examples=int)
-      return {
-        unit: ml_collections.config_dict.placeholder(types[unit])
-        if not isinstance(value.get(unit), int | float)
-        else types[unit](value[unit])
-        for unit in UNITS
-      }
+      return {unit: _typed(unit, value.get(unit)) for unit in UNITS}
     return {k: expand(v) for k, v in value.items()}
 
   return ml_collections.ConfigDict(expand(config))
 
 
-def _override(
-  config: ml_collections.ConfigDict, arguments: list[str]
-) -> ml_collections.ConfigDict:
-  for argument in arguments:
-    if not argument.startswith('--config.') or '=' not in argument:
-      raise ValueError(f'cannot read {argument!r}; write --config.field=value')
+def _placeholder(config: ml_collections.ConfigDict, name: str) -> Any:
+  kind = config.get_type(name)
+  return None if kind is type(None) else ml_collections.config_dict.placeholder(kind)
+
+
+def _typed(unit: str, value: Any) -> Any:
+  kind = float if unit == 'epochs' else int
+  # A reference keeps its type when another unit takes its place.
+  reference = ml_collections.config_dict.placeholder(kind)
+  if value is None or isinstance(value, ml_collections.FieldReference):
+    return reference
+  if type(value) not in (int, float) or (kind is int and value % 1):
+    return value  # no such number: `units` will name the field
+  reference.set(kind(value))
+  return reference
+
+
+def _override(config: ml_collections.ConfigDict, argument: str) -> ml_collections.ConfigDict:
+  """Applies one flag, `--config.field=value`."""
+  path, equals, text = argument.removeprefix('--config.').partition('=')
+  if not argument.startswith('--config.') or not equals:
+    raise ValueError(f'cannot read {argument!r}; write --config.field=value')
+  *parents, field = path.split('.')
+  group, walked = config, 'config'
+  for name in parents:
+    group, walked = _member(group, name, path, walked), f'{walked}.{name}'
+  value = _member(group, field, path, walked)
+  if isinstance(value, ml_collections.ConfigDict):
+    raise ValueError(f'--config.{path} is no value; set one of its fields: {_join(value)}')
   values = flags.FlagValues()
-  argv = ['vit_jax', *arguments]
+  argv = ['vit_jax', argument]
   try:
     config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=argv)
-    left = values(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
-    raise ValueError(_restate(config, arguments, e)) from None
-  if len(left) > 1:
-    raise ValueError(f'cannot read {left[1]!r}; write --config.field=value')
-  config = values['config'].value
-  for path in [a[len('--config.') :].partition('=')[0].split('.') for a in arguments]:
-    parent = config
-    for name in path[:-1]:
-      parent = parent[name]
-    if path[-1] in UNITS and _is_units(parent.to_dict()):
-      for unit in UNITS:
-        if unit != path[-1]:
-          parent[unit] = None
+    values(argv)
+    if isinstance(value, tuple) and not _alike(value, group[field]):
+      raise ValueError(text)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError):
+    kind = group.get_type(field).__name__
+    raise ValueError(f'--config.{path} takes a value of type {kind}, not {text!r}') from None
+  if _is_units(group):
+    for unit in UNITS:
+      if unit != field:
+        group[unit] = None
   return config
 
 
-def _restate(config: ml_collections.ConfigDict, arguments: list[str], error: Exception) -> str:
-  """One sentence about the flag that cannot be applied, with the choices."""
-  for argument in arguments:
-    path, _, text = argument.removeprefix('--config.').partition('=')
-    here, walked = config, 'config'
-    for name in path.split('.'):
-      if not isinstance(here, ml_collections.ConfigDict):
-        return f'unknown field --config.{path}: {walked} is {here!r} and has no fields'
-      if name not in here:
-        return f'unknown field {name!r} in --config.{path}; {walked} has {_join(here)}'
-      kind = here.get_type(name).__name__
-      here, walked = here[name], f'{walked}.{name}'
-    if path in str(error):
-      return f'--config.{path} takes a value of type {kind}, not {text!r}'
-  return str(error).splitlines()[0]
+def _alike(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
+  # What is no Python literal, such as '(8, x)', becomes a tuple of this one string.
+  strings = any(isinstance(v, str) for v in before) or not before
+  return strings or not any(isinstance(v, str) for v in after)
+
+
+def _member(group: Any, name: str, path: str, walked: str) -> Any:
+  if not isinstance(group, ml_collections.ConfigDict):
+    raise ValueError(f'unknown field --config.{path}: {walked} is {group!r} and has no fields')
+  if name not in group:
+    raise ValueError(f'unknown field {name!r} in --config.{path}; {walked} has {_join(group)}')
+  return group[name]
 
 
 def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -74,7 +74,7 @@ def chart(
   def place(point: tuple[float, float]) -> tuple[float, float]:
     x = LEFT + (point[0] - x_low) / (x_high - x_low) * (right - LEFT)
     y = bottom - (point[1] - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (bottom - TOP)
-    return round(x, 1), round(y, 1)
+    return round(x, 2), round(y, 2)
 
   parts = []
   for t, text in zip(y_ticks, _labels(y_ticks), strict=True):
@@ -86,7 +86,7 @@ def chart(
     parts.append(f'<line class="axis" x1="{x}" x2="{x}" y1="{bottom}" y2="{bottom + 4}"/>')
     parts.append(f'<text x="{x}" y="{bottom + 17}" text-anchor="middle">{text}</text>')
   parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
-  parts.append(f'<text x="{right + 8}" y="{bottom + 17}">step</text>')
+  parts.append(f'<text x="{WIDTH - 2}" y="{bottom + 17}" text-anchor="end">step</text>')
   parts += [_curve(label, points, styles[label], place) for label, points in shown.items()]
   parts += _final_values(shown, styles, place)
   ranges = f'data-x="{x_low} {x_high}" data-y="{y_ticks[0]} {y_ticks[-1]}"'
@@ -108,9 +108,18 @@ def _labels(values: Sequence[float]) -> list[str]:
     scale, unit = (1e6, 'M') if top >= 1e6 else (1e3, 'k')
     return [f'{v / scale:g}{unit}' if v else '0' for v in values]
   if 0 < top < 1e-2:
-    return [f'{v:.3g}'.replace('e-0', 'e-') if v else '0' for v in values]
+    return [_short(v) for v in values]
   decimals = max(0, -math.floor(math.log10(gap) + 1e-9)) if gap else 0
   return [f'{v:,.{decimals}f}' for v in values]
+
+
+def _short(value: float) -> str:
+  """A value in the width of seven characters."""
+  if value == 0:
+    return '0'
+  if abs(value) < 1e-2:
+    return f'{value:.1e}'.replace('.0e', 'e').replace('e-0', 'e-')
+  return number(value) if not abs(value) >= 1e5 else f'{value:.1e}'.replace('e+0', 'e')
 
 
 def _curve(label: str, points: Points, style: int, place) -> str:
@@ -127,10 +136,16 @@ def _curve(label: str, points: Points, style: int, place) -> str:
   out = []
   for run in runs:
     if len(run) == 1:
-      out.append(f'<circle class="s{style % COLORS}" cx="{run[0][0]}" cy="{run[0][1]}" r="3"/>')
+      out.append(_dot(style, *run[0]))
     path = ' '.join(f'{x},{y}' for x, y in run)
     out.append(f'<polyline class="{css}" data-label="{escape(label)}" points="{path}"{dash}/>')
   return ''.join(out)
+
+
+def _dot(style: int, x: float, y: float) -> str:
+  """A value by itself; hollow where its colour is used for the second time."""
+  hollow = ' hollow' if style // COLORS % 2 else ''
+  return f'<circle class="s{style % COLORS}{hollow}" cx="{x}" cy="{y}" r="3"/>'
 
 
 def _final_values(shown: Mapping[str, Points], styles: Mapping[str, int], place) -> list[str]:
@@ -149,19 +164,19 @@ def _final_values(shown: Mapping[str, Points], styles: Mapping[str, int], place)
     end[0] = end[0] - overflow if below is None else min(end[0], below[0] - 13)
   return [
     f'<text class="end s{styles[label] % COLORS}" x="{WIDTH - RIGHT + 6}" y="{y + 4:.1f}">'
-    f'{number(value) if value else 0}</text>'
+    f'{_short(value)}</text>'
     for y, label, value in ends
   ]
 
 
 def _legend(shown: Mapping[str, Points], styles: Mapping[str, int]) -> str:
   items = []
-  for label in shown:
+  for label, points in shown.items():
     style = styles[label]
     dash = DASHES[style // COLORS % len(DASHES)]
-    line = (
-      f'<svg class="key" viewBox="0 0 18 8"><line class="s{style % COLORS}" x1="0" x2="18" y1="4" '
-      f'y2="4"{f" stroke-dasharray={chr(34)}{dash}{chr(34)}" if dash else ""}/></svg>'
-    )
-    items.append(f'<li>{line}{escape(label)}</li>')
+    dash = f' stroke-dasharray="{dash}"' if dash else ''
+    line = f'<line class="s{style % COLORS}" x1="0" x2="18" y1="4" y2="4"{dash}/>'
+    mark = line if len(points) > 1 else _dot(style, 9, 4)
+    key = f'<svg class="key" viewBox="0 0 18 8">{mark}</svg>'
+    items.append(f'<li>{key}{escape(label)}</li>')
   return f'<ul class="legend">{"".join(items)}</ul>'

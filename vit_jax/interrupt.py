@@ -29,7 +29,8 @@ class Interrupt:
 
   def __exit__(self, *exc: Any) -> None:
     for number, handler in self._before.items():
-      signal.signal(number, handler)
+      # None is a handler that was not set from Python; it cannot be put back.
+      signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
   def _note(self, number: int, frame: FrameType | None) -> None:
     del frame

@@ -1,6 +1,5 @@
 """Where numbers and pictures go: `metrics.jsonl`, TensorBoard events, `pictures/`, the console."""
 
-import collections
 import io
 import json
 import math
@@ -13,14 +12,12 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from vit_jax.tables import final_table, number, split, table
+from vit_jax.console import Console
+from vit_jax.tables import final_table, scalar, table
 
 __all__ = ['FILE', 'Writer', 'final_table', 'read', 'table', 'write_atomically']
 
 FILE = 'metrics.jsonl'
-LOG_SECONDS = 10.0  # Between two progress lines where the console is a log file.
-DRAW_SECONDS = 0.1  # Between two drawings of the progress bar in a terminal.
-NOT_SHOWN = ('images_per_second', 'grad_norm', 'learning_rate', 'data_wait')  # in progress.
 # JSON has no such numbers; Python's NaN and Infinity literals would break other readers.
 NON_FINITE = {'NaN': math.nan, 'Infinity': math.inf, '-Infinity': -math.inf}
 
@@ -71,7 +68,7 @@ class Writer:
         self._events = _Events(self.folder, start_step)
     self._console = None
     if console and primary:
-      self._console = _Console(stream or sys.stdout, total_steps, start_step, batch_size)
+      self._console = Console(stream or sys.stdout, total_steps, start_step, batch_size)
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """Appends one line with all `values` of `step`; NaN and infinities are written as strings.
@@ -84,7 +81,7 @@ class Writer:
       raise ValueError("no metric can be called 'step'; it is the line's own field")
     if self._lines is None or not values:
       return
-    numbers = {name: _plain(value) for name, value in values.items()}
+    numbers = {name: scalar(value) for name, value in values.items()}
     line = {'step': int(step)} | {name: _encode(value) for name, value in numbers.items()}
     self._lines.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + '\n')
     self._lines.flush()
@@ -175,106 +172,6 @@ def write_atomically(path: Path, data: bytes) -> None:
   os.replace(temporary, path)
 
 
-# ---- The console.
-
-
-class _Console:
-  """A progress bar in a terminal or notebook, plain lines elsewhere."""
-
-  def __init__(self, stream: TextIO, total: int, start: int, batch_size: int):
-    self._stream, self._total, self._start, self._batch = stream, total, start, batch_size
-    self._marks: collections.deque[tuple[float, int]] = collections.deque()  # (seconds, step)
-    self._first: tuple[float, int] | None = None
-    self._drawn = -math.inf
-    self._live = stream.isatty() or (stream is sys.stdout and _in_notebook())
-    self._bar = None
-
-  def progress(self, step: int, values: Mapping[str, float]) -> None:
-    now = time.monotonic()
-    if self._marks:  # Steps still in flight may be reported after a later one.
-      step = max(step, self._marks[-1][1])
-    # Counting from the first call leaves the compilation before it out of the rate.
-    self._first = self._first or (now, step)
-    self._marks.append((now, step))
-    while len(self._marks) > 2 and self._marks[1][0] < now - LOG_SECONDS:
-      self._marks.popleft()
-    every = DRAW_SECONDS if self._live else LOG_SECONDS
-    if now - self._drawn < every and step < self._total:
-      return
-    self._drawn = now
-    facts = '  '.join(self._facts(now, step, values))
-    if not self._live:
-      print(f'step {step:,}/{self._total:,}  {facts}', file=self._stream, flush=True)
-      return
-    bar = self._open()
-    bar.n = min(step, self._total)
-    bar.set_description_str(facts, refresh=False)
-    bar.refresh()
-
-  def _facts(self, now: float, step: int, values: Mapping[str, float]) -> list[str]:
-    values = {split(name).metric: value for name, value in values.items()}
-    rate = values.get('images_per_second')
-    names = [n for n in ('loss', 'accuracy') if n in values]
-    names += [n for n in values if n not in (*names, *NOT_SHOWN)]
-    facts = [f'{n.replace("_", " ")} {number(_plain(values[n]))}' for n in names[:3]]
-    then, before = self._marks[0]
-    if rate is None and step > before:
-      rate = self._batch * (step - before) / max(now - then, 1e-9)
-    if rate is not None:
-      facts.append(f'{float(rate):,.0f} images/s')
-    then, before = self._first
-    if step > before:  # The whole run's pace, evaluations included.
-      left = (self._total - step) * (now - then) / (step - before)
-      facts.append(f'{clock(left)} left' if step < self._total else f'{clock(now - then)} taken')
-    return facts
-
-  def _open(self) -> Any:
-    if self._bar is None:
-      # Not tqdm.auto: it warns in notebooks without ipywidgets, and the text bar works in them.
-      from tqdm.std import tqdm
-
-      class Bar(tqdm):
-        monitor_interval = 0  # No watching thread: every drawing is ours.
-
-      layout = 'step {n:,}/{total:,} {percentage:3.0f}% |{bar}| {desc}'
-      self._bar = Bar(
-        total=self._total,
-        initial=self._start,
-        file=self._stream,
-        bar_format=layout,
-        dynamic_ncols=True,
-        delay=1e-9,  # The first drawing is ours as well.
-      )
-    return self._bar
-
-  def message(self, text: str) -> None:
-    if self._bar is not None:
-      self._bar.write(text, file=self._stream)
-    else:
-      print(text, file=self._stream, flush=True)
-
-  def close(self) -> None:
-    if self._bar is not None:
-      self._bar.close()
-      self._bar = None
-
-
-def clock(seconds: float) -> str:
-  """125 is '2:05', 7325 is '2:02:05'."""
-  minutes, seconds = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
-
-
-def _in_notebook() -> bool:
-  ipython = sys.modules.get('IPython')
-  shell = ipython.get_ipython() if ipython is not None else None
-  return shell is not None and getattr(shell, 'kernel', None) is not None
-
-
-# ---- Files.
-
-
 class _Events:
   """A TensorBoard events file, written at once: no thread, so a killed run loses nothing."""
 
@@ -311,13 +208,6 @@ class _Events:
 
   def close(self) -> None:
     self._records.close()
-
-
-def _plain(value: Any) -> int | float:
-  """A Python number from a number or an array of one."""
-  if isinstance(value, int | float):
-    return value
-  return np.asarray(value).item()
 
 
 def _encode(value: int | float) -> int | float | str:

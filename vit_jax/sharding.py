@@ -38,9 +38,9 @@ def make_mesh(shape: Mapping[str, int], devices: list[jax.Device] | None = None)
   unknown = [axis for axis in shape if axis not in AXES]
   if unknown:
     raise ValueError(f'unknown mesh axis {unknown[0]!r}; choose from {", ".join(map(repr, AXES))}')
-  sizes = [shape.get(axis) or 1 for axis in AXES]
+  sizes = [1 if shape.get(axis) is None else shape.get(axis) for axis in AXES]
   stated = f'mesh {dict(zip(AXES, sizes, strict=True))}'
-  if sizes.count(-1) > 1 or any(n < 1 and n != -1 for n in sizes):
+  if sizes.count(-1) > 1 or any(type(n) is not int or (n < 1 and n != -1) for n in sizes):
     raise ValueError(f'{stated}: sizes are positive, and one of them may be -1 (all that are left)')
   if -1 in sizes:
     others = math.prod(n for n in sizes if n != -1)

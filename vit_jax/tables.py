@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 
 class Name(NamedTuple):
   """The parts of a metric's name; `source` and `label` (a class) may be empty."""
@@ -107,3 +109,10 @@ def number(value: float | None) -> str:
   if isinstance(value, int) or (math.isfinite(value) and abs(value) >= 1000):
     return f'{value:,.0f}'
   return f'{value:.3f}' if value == 0 or not abs(value) < 0.01 else f'{value:.3g}'
+
+
+def scalar(value: Any) -> int | float:
+  """A Python number from a number or an array of one, which is fetched from its device."""
+  if isinstance(value, int | float):
+    return value
+  return np.asarray(value).item()

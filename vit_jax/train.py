@@ -300,6 +300,11 @@ class Loop:
         state = self._between_steps(state, step)
       if interrupt.requested and step < total:
         self._save(state, step, {})
+      if data.bad.count:
+        self.writer.message(
+          f'{data.bad.count} of {data.bad.drawn} examples did not decode and were replaced: '
+          + ', '.join(data.bad.names)
+        )
     self.checkpoints.wait()
     return state, interrupt.requested if step < total else ''
 

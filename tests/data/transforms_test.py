@@ -42,7 +42,9 @@ def triangle(n, m):
 
 
 def reference_resize(image, h, w):
-  return np.einsum('yh,hwc,xw->yxc', triangle(image.shape[0], h), image, triangle(image.shape[1], w))
+  return np.einsum(
+    'yh,hwc,xw->yxc', triangle(image.shape[0], h), image, triangle(image.shape[1], w)
+  )
 
 
 def test_configs_can_name_exactly_these():
@@ -109,7 +111,9 @@ def test_resize_small_keeps_the_aspect():
 
 def test_inception_crop_draws_areas_and_aspects_in_range():
   h, w, low, high = 300, 400, 0.1, 0.6
-  draw = transforms.random_resized_crop(8, low, high, 0.5, 2.0).keywords['function'].keywords['draw']
+  draw = (
+    transforms.random_resized_crop(8, low, high, 0.5, 2.0).keywords['function'].keywords['draw']
+  )
   rng = RNG(0)
   boxes = np.array([draw(h, w, rng) for _ in range(2000)])
   top, left, height, width = boxes.T
@@ -123,7 +127,9 @@ def test_inception_crop_draws_areas_and_aspects_in_range():
   # Small crops always fit, so below 0.3 the area is uniform and the aspect log-uniform.
   small = area < 0.3
   assert abs(small.mean() - 0.4) < 0.06
-  np.testing.assert_allclose(np.quantile(area[small], [0.25, 0.5, 0.75]), [0.15, 0.2, 0.25], atol=0.015)
+  np.testing.assert_allclose(
+    np.quantile(area[small], [0.25, 0.5, 0.75]), [0.15, 0.2, 0.25], atol=0.015
+  )
   assert abs(np.log(aspect[small]).mean()) < 0.05
   assert abs(np.log(aspect[small]).std() - 2 * np.log(2) / np.sqrt(12)) < 0.03
 
@@ -136,7 +142,9 @@ def test_inception_crop_of_the_whole_is_a_resize():
   np.testing.assert_array_equal(run(crop, image), run(transforms.resize(9, 11), image))
 
 
-@pytest.mark.parametrize(('h', 'w', 'box'), [(4, 900, (0, 447, 4, 5)), (900, 4, (447, 0, 5, 4)), (1, 1, (0, 0, 1, 1))])
+@pytest.mark.parametrize(
+  ('h', 'w', 'box'), [(4, 900, (0, 447, 4, 5)), (900, 4, (447, 0, 5, 4)), (1, 1, (0, 0, 1, 1))]
+)
 def test_inception_crop_of_a_sliver_falls_back_to_the_centre(h, w, box):
   draw = transforms.random_resized_crop(8, min_area=0.9).keywords['function'].keywords['draw']
   assert draw(h, w, RNG(0)) == box
@@ -145,7 +153,9 @@ def test_inception_crop_of_a_sliver_falls_back_to_the_centre(h, w, box):
 def test_central_crop():
   image = np.arange(7 * 8, dtype=np.uint8).reshape(7, 8, 1)
   np.testing.assert_array_equal(run(transforms.central_crop(3), image)[..., 0], image[2:5, 2:5, 0])
-  np.testing.assert_array_equal(run(transforms.central_crop(4, 3), image)[..., 0], image[1:5, 2:5, 0])
+  np.testing.assert_array_equal(
+    run(transforms.central_crop(4, 3), image)[..., 0], image[1:5, 2:5, 0]
+  )
   np.testing.assert_array_equal(run(transforms.central_crop(7, 8), image), image)
   # A smaller image is enlarged until it covers the crop.
   large = run(transforms.resize(14, 16), image)
@@ -155,7 +165,9 @@ def test_central_crop():
 def test_pad_crop_shifts_by_every_offset_and_fills_with_zeros():
   image = 1 + np.arange(36, dtype=np.uint8).reshape(6, 6, 1)
   padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
-  windows = {padded[t : t + 6, left : left + 6].tobytes(): (t, left) for t in range(5) for left in range(5)}
+  windows = {
+    padded[t : t + 6, left : left + 6].tobytes(): (t, left) for t in range(5) for left in range(5)
+  }
   transform = transforms.pad_crop(6, padding=2)
   counts = dict.fromkeys(windows.values(), 0)
   for seed in range(1000):
@@ -186,9 +198,13 @@ def test_decode_returns_the_pixels_of_every_mode():
   np.testing.assert_array_equal(opaque, np.dstack([pixels, np.full((9, 11), 255, np.uint8)]))
   palette = Image.fromarray(pixels).quantize(16)
   np.testing.assert_array_equal(run(decode, encode(palette)), np.asarray(palette.convert('RGB')))
-  np.testing.assert_array_equal(run(decode, encode(palette, 'GIF')), np.asarray(palette.convert('RGB')))
+  np.testing.assert_array_equal(
+    run(decode, encode(palette, 'GIF')), np.asarray(palette.convert('RGB'))
+  )
   black_white = Image.fromarray(pixels[..., 0] > 100)
-  np.testing.assert_array_equal(run(transforms.decode(1), encode(black_white))[..., 0], 255 * (pixels[..., 0] > 100))
+  np.testing.assert_array_equal(
+    run(transforms.decode(1), encode(black_white))[..., 0], 255 * (pixels[..., 0] > 100)
+  )
 
 
 def test_decode_composites_transparency_on_white():
@@ -206,7 +222,9 @@ def test_decode_scales_16_bits():
   deep = np.array([[0, 257, 32768, 65535]], np.uint16)
   out = run(transforms.decode(), encode(Image.fromarray(deep)))
   np.testing.assert_array_equal(out[0, :, 0], [0, 1, 128, 255])
-  np.testing.assert_array_equal(run(transforms.decode(1), encode(Image.fromarray(deep)))[0, :, 0], [0, 1, 128, 255])
+  np.testing.assert_array_equal(
+    run(transforms.decode(1), encode(Image.fromarray(deep)))[0, :, 0], [0, 1, 128, 255]
+  )
 
 
 def test_decode_jpeg_of_any_colour_space():
@@ -245,13 +263,19 @@ def test_mistakes_name_the_choices():
     (lambda: transforms.decode(2), 'choose from 1, 3, 4'),
     (lambda: transforms.flip(1.5), r'not in \[0, 1\]'),
     (lambda: transforms.random_resized_crop(8, 0.5, 0.2), 'min_area <= max_area'),
-    (lambda: transforms.random_resized_crop(8, min_aspect=2, max_aspect=1), 'min_aspect <= max_aspect'),
+    (
+      lambda: transforms.random_resized_crop(8, min_aspect=2, max_aspect=1),
+      'min_aspect <= max_aspect',
+    ),
     (lambda: transforms.random_resized_crop((8, 8, 8)), r'\(height, width\)'),
     (lambda: transforms.resize_small(0), 'positive integer'),
     (lambda: transforms.pad_crop(8, -1), 'negative'),
     (lambda: run(transforms.pad_crop(13, 2), image), 'smaller size'),
     (lambda: run(transforms.flip(), b'123'), "put 'decode' first"),
-    (lambda: run(transforms.flip(), image.astype(np.float32)), r'float32 \[8, 8, 3\]; host transforms take uint8'),
+    (
+      lambda: run(transforms.flip(), image.astype(np.float32)),
+      r'float32 \[8, 8, 3\]; host transforms take uint8',
+    ),
     (lambda: run(transforms.resize(4), image[..., :2]), 'C of 1, 3 or 4'),
     (lambda: run(transforms.resize(4), image[..., 0]), 'C of 1, 3 or 4'),
   ]:

@@ -11,7 +11,7 @@ WIDTH, HEADS = 32, 4
 
 @pytest.fixture(scope='module')
 def x():
-  return jax.random.normal(jax.random.key(0), (2, 7, WIDTH))
+  return np.float32(np.random.default_rng(0).normal(size=(2, 7, WIDTH)))
 
 
 @pytest.fixture(scope='module')
@@ -35,7 +35,7 @@ def test_einsum_and_xla_agree_in_value_and_gradient(x, params):
 
 
 def test_sown_weights_are_distributions_over_the_context(x, params):
-  context = jax.random.normal(jax.random.key(2), (2, 5, WIDTH))
+  context = np.float32(np.random.default_rng(2).normal(size=(2, 5, WIDTH)))
   _, state = Attention(HEADS).apply({'params': params}, x, context, mutable='intermediates')
   (weights,) = state['intermediates']['attention_weights']
   assert weights.shape == (2, HEADS, 7, 5)

@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   if rest and not hasattr(module, 'OVERRIDES'):
     parser.error(f'unrecognized arguments: {" ".join(rest)}')
   args.overrides = rest
+  if not args.debug:
+    sys.excepthook = _without_echoes
   try:
     return module.run(args)
   except KeyboardInterrupt:
@@ -47,3 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       raise
     print(f'vit_jax: error: {e}', file=sys.stderr)
     return 1
+
+
+def _without_echoes(kind: type[BaseException], error: BaseException, trace: object) -> None:
+  """Leaves out what TensorStore prints after a failed save, whose one sentence is printed already."""
+  if str(error) != 'Event loop is closed':
+    sys.__excepthook__(kind, error, trace)

@@ -3,8 +3,6 @@
 import argparse
 import webbrowser
 
-from vit_jax.report import write_report
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the command's arguments to `parser`."""
@@ -18,6 +16,8 @@ def run(args: argparse.Namespace) -> int:
   Raises:
     ValueError: the folder is no run's.
   """
+  from vit_jax.report import write_report
+
   path = write_report(args.workdir).resolve()
   print(path)
   if args.open:

@@ -13,13 +13,15 @@ MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # Pillow's names, by the number of channe
 def decode_image(data: bytes, channels: int = 3, *, orient: bool = False) -> np.ndarray:
   """Decodes JPEG, PNG, WebP, GIF (its first frame) and whatever else Pillow reads.
 
-  Grey, palette, CMYK and 16-bit images are converted; 16 bits are scaled to 8 (65535 -> 255). Without a channel for it,
-  transparency is composited on white, as a browser shows it, and not just cut off.
+  Grey, palette, CMYK and 16-bit images are converted; 16 bits are scaled to 8 (65535 -> 255).
+  Without a channel for it, transparency is composited on white, as a browser shows it, and not just
+  cut off.
 
   Args:
     data: the encoded file.
     channels: 1 (grey), 3 (RGB) or 4 (RGBA, not premultiplied).
-    orient: turn the image as its EXIF tag says. Off by default: the published pipelines on ImageNet do not.
+    orient: turn the image as its EXIF tag says. Off by default: the published pipelines on ImageNet
+    do not.
 
   Returns:
     [H, W, channels] uint8, read-only.
@@ -33,7 +35,9 @@ def decode_image(data: bytes, channels: int = 3, *, orient: bool = False) -> np.
     if orient:
       image = ImageOps.exif_transpose(image)
     pixels = np.asarray(_to_8_bits(image, MODES[channels]))
-  except Exception as e:  # Pillow raises OSError, SyntaxError, struct.error, IndexError, ... on broken files.
+  except (
+    Exception
+  ) as e:  # Pillow raises OSError, SyntaxError, struct.error, IndexError, ... on broken files.
     raise BadExample(f'{type(e).__name__}: {e}'.split(' <_io')[0]) from e
   return pixels[:, :, None] if channels == 1 else pixels
 

@@ -1,10 +1,11 @@
-"""Host transforms: what a config's `host='decode | random_resized_crop(32, min_area=0.2) | flip'` can name.
+"""Host transforms, which a config names: `host='decode | random_resized_crop(32) | flip'`.
 
-Each public function here makes a transform `f(example, rng) -> example` that changes `example['image']`, uint8
-[H, W, C] with C of 1, 3 or 4. What it makes can be pickled, as worker processes need. Sizes are pixels: one integer for a
-square, or (height, width). All resizing is bilinear with antialiasing (a triangle filter as wide as the reduction), by
-Pillow, as in torchvision and timm; the alpha of RGBA is premultiplied while it is resized, so that the colour of what is
-transparent does not leak out.
+Each public function here makes a transform `f(example, rng) -> example` that changes
+`example['image']`, uint8 [H, W, C] with C of 1, 3 or 4. What it makes can be pickled, as worker
+processes need. Sizes are pixels: one integer for a square, or (height, width). All resizing is
+bilinear with antialiasing (a triangle filter as wide as the reduction), by Pillow, as in
+torchvision and timm; the alpha of RGBA is premultiplied while it is resized, so that the colour of
+what is transparent does not leak out.
 """
 
 import functools
@@ -39,10 +40,13 @@ def random_resized_crop(
   min_aspect: float = 3 / 4,
   max_aspect: float = 4 / 3,
 ) -> Transform:
-  """The 'inception crop': a random part of the image, resized to `size`. Szegedy et al. 2014, arXiv:1409.4842, Sec. 6.
+  """The 'inception crop': a random part of the image, resized to `size`.
 
-  The area is uniform in [min_area, max_area] of the image, the aspect (width / height) log-uniform in
-  [min_aspect, max_aspect]. After 10 draws that do not fit, the largest central crop whose aspect is in range.
+  Szegedy et al. 2014, arXiv:1409.4842, Sec. 6.
+
+  The area is uniform in [min_area, max_area] of the image, the aspect (width / height) log-uniform
+  in [min_aspect, max_aspect]. After 10 draws that do not fit, the largest central crop whose aspect
+  is in range.
   """
   if not 0 < min_area <= max_area <= 1:
     raise ValueError(f'areas {min_area}, {max_area} are not 0 < min_area <= max_area <= 1')
@@ -55,7 +59,7 @@ def random_resized_crop(
 
 
 def resize_small(size: int) -> Transform:
-  """Resizes the shorter side to `size`, up or down, and keeps the aspect (the longer side is rounded)."""
+  """Resizes the shorter side to `size`, up or down; the longer keeps the aspect, rounded."""
   return _on_image(_resize_small, size=_pair(size)[0])
 
 
@@ -65,15 +69,19 @@ def resize(h: int, w: int | None = None) -> Transform:
 
 
 def central_crop(h: int, w: int | None = None) -> Transform:
-  """Cuts out the central [h, w], or [h, h]; an odd margin leaves its extra pixel below and to the right.
+  """Cuts out the central [h, w], or [h, h].
 
-  An image that is smaller than the crop is first enlarged until it covers it, with its aspect kept.
+  An odd margin leaves its extra pixel below and to the right. An image that is smaller than the
+  crop is first enlarged until it covers it, with its aspect kept.
   """
   return _on_image(_central_crop, size=_pair((h, h if w is None else w)))
 
 
 def pad_crop(size: Size, padding: int) -> Transform:
-  """Pads with `padding` zeros on every side and cuts out a random `size`. He et al. 2015, arXiv:1512.03385, Sec. 4.2."""
+  """Pads with `padding` zeros on every side and cuts out a random `size`.
+
+  He et al. 2015, arXiv:1512.03385, Sec. 4.2.
+  """
   if padding < 0:
     raise ValueError(f'padding {padding} is negative')
   return _on_image(_pad_crop, size=_pair(size), padding=padding)
@@ -98,7 +106,8 @@ def _apply(example: Example, rng: np.random.Generator, *, function) -> Example:
   image = np.asarray(image)
   if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in MODES:
     raise ValueError(
-      f'image is {image.dtype} {list(image.shape)}; host transforms take uint8 [H, W, C] with C of 1, 3 or 4'
+      f'image is {image.dtype} {list(image.shape)}; '
+      'host transforms take uint8 [H, W, C] with C of 1, 3 or 4'
     )
   return {**example, 'image': function(image, rng)}
 
@@ -155,7 +164,9 @@ def _central_crop(image, rng, *, size) -> np.ndarray:
 def _pad_crop(image, rng, *, size, padding) -> np.ndarray:
   h, w = image.shape[0] + 2 * padding, image.shape[1] + 2 * padding
   if h < size[0] or w < size[1]:
-    raise ValueError(f'pad_crop cuts {list(size)} out of {[h, w]}, padding included; choose a smaller size')
+    raise ValueError(
+      f'pad_crop cuts {list(size)} out of {[h, w]}, padding included; choose a smaller size'
+    )
   top, left = int(rng.integers(h - size[0] + 1)), int(rng.integers(w - size[1] + 1))
   padded = np.zeros((h, w, image.shape[2]), np.uint8)
   padded[padding : h - padding, padding : w - padding] = image

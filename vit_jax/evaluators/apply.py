@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from vit_jax import sharding
@@ -102,7 +103,7 @@ def batches(
     yield from reader
 
 
-def compile(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+def jit(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
   """Compiles `function` once; its results come to the host whole, as NumPy arrays, on every host.
 
   Args:
@@ -114,14 +115,16 @@ def compile(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
 
   def call(*arguments: Any) -> Any:
     with jax.set_mesh(mesh):
-      return jax.device_get(compiled(*arguments))
+      results = compiled(*arguments)
+    # Every host holds the whole of each result, though not all of its devices.
+    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), results)
 
   return call
 
 
 def fetch(tree: Any, mesh: Mesh) -> Any:
   """Arrays that are split over devices and hosts as whole NumPy arrays on every host."""
-  return compile(_same, mesh)(tree)
+  return jit(_same, mesh)(tree)
 
 
 def _same(tree: Any) -> Any:

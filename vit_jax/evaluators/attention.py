@@ -73,7 +73,7 @@ class Attention:
     self.mesh, self.writer = mesh, writer
     self.options = dict(host=host, batch_size=batch_size, num_workers=num_workers)
     self.objective = _with_weights(objective)
-    self._look = apply.compile(self._look_at, mesh)
+    self._look = apply.jit(self._look_at, mesh)
     self._untrained: float | None = None
 
   def run(self, state: Any, *, final: bool = False) -> dict[str, float]:

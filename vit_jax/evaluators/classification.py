@@ -71,9 +71,10 @@ class Classification:
 
     def examples(variables: Any, batch: Batch) -> dict[str, Array]:
       logits = objective.apply(variables, batch, method=self.method)
-      return {**_examples(logits, batch['label']), 'mask': batch['_mask']}
+      num_classes = jnp.asarray(logits.shape[-1])
+      return _examples(logits, batch['label']), batch['_mask'], num_classes
 
-    self._examples = apply.compile(examples, mesh)
+    self._examples = apply.jit(examples, mesh)
 
   def run(self, state: Any, *, final: bool = False) -> dict[str, float]:
     """Evaluates a state.
@@ -108,11 +109,10 @@ class Classification:
     variables = apply.variables_of(state)
     options = dict(host=self.host, batch_size=self.batch_size, num_workers=self.num_workers)
     for batch in apply.batches(source, self.mesh, **options):
-      examples = self._examples(variables, batch)
-      mask = examples.pop('mask').astype(bool)
+      examples, mask, num_classes = self._examples(variables, batch)
       examples = {key: value[mask] for key, value in examples.items()}
       if tally is None:
-        tally = _Tally(examples['logits'].shape[1], square=pictures)
+        tally = _Tally(int(num_classes), square=pictures)
       _check_labels(examples['label'], tally.num_classes, name)
       wrong = tally.add(examples)
       if pictures and tally.mistakes_among(wrong, examples):
@@ -135,7 +135,7 @@ class Classification:
         [m.image for m in tally.mistakes],
         captions,
         columns=6,
-        side=128,
+        side=160,
         title=f'{title}the {len(captions)} most confident mistakes of {tally.count} examples',
       )
       self.writer.picture(step, apply.prefix(name) + 'mistakes', picture)
@@ -145,7 +145,7 @@ def _examples(logits: Array, label: Array) -> dict[str, Array]:
   """What is asked of each example, from logits [B, K] and labels [B] or [B, K].
 
   Returns:
-    `logits` [B, K] float32, `label`, `predicted` [B], its `probability` [B], `loss` [B], and `rank`
+    `label`, `predicted` [B], its `probability` [B], `loss` [B], and `rank`
     [B]: how many classes come before the (best) label. Of equal logits the lower class comes first;
     a label with a NaN comes last.
   """
@@ -168,14 +168,8 @@ def _examples(logits: Array, label: Array) -> dict[str, Array]:
   rank = k - behind.sum(-1)
   if label.ndim == 2:
     rank = jnp.where((label > 0).any(-1), rank, k)  # without a label no answer is right
-  return dict(
-    logits=logits,
-    label=label,
-    predicted=predicted,
-    probability=probability,
-    loss=loss,
-    rank=rank,
-  )
+  values = dict(predicted=predicted, probability=probability, loss=loss, rank=rank, label=label)
+  return values if label.ndim == 1 else {**values, 'logits': logits}
 
 
 def _check_labels(label: np.ndarray, num_classes: int, name: str) -> None:
@@ -198,7 +192,7 @@ class _Mistake:
 
   def caption(self, classes: list[str]) -> str:
     truth = ', '.join(classes[i] for i in self.truth) or 'nothing'
-    return f'{classes[self.predicted]}\nis {truth}\n{100 * self.probability:.1f} % sure'
+    return f'said {classes[self.predicted]}\nis {truth}\n{100 * self.probability:.1f} % sure'
 
 
 class _Tally:

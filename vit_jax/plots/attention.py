@@ -137,14 +137,14 @@ def distances(mean: np.ndarray, *, title: str = '') -> np.ndarray:
     [H, W, 3] uint8.
   """
   depth, heads = mean.shape
-  figure = figures.new(560, 400)
-  axes = figure.add_axes((0.12, 0.15, 0.84, 0.72))
+  figure = figures.new(560, 420)
+  axes = figure.add_axes((0.12, 0.14, 0.84, 0.70))
   blocks = np.arange(1, depth + 1)
   for head in range(heads):
     axes.scatter(blocks, mean[:, head], s=36, color='#0072b2', alpha=0.6, linewidths=0)
   axes.plot(blocks, mean.mean(1), color='#d55e00', linewidth=2, label='mean of the heads')
   axes.set_xticks(blocks if depth <= 16 else blocks[::2])
-  axes.set_ylim(bottom=0)
+  axes.set_ylim(0, 1.1 * max(mean.max(), 1e-6))
   axes.set_xlabel('block', fontsize=11)
   axes.set_ylabel('mean attention distance (pixels)', fontsize=11)
   axes.tick_params(labelsize=figures.FONT_SIZE)

@@ -11,6 +11,7 @@ from vit_jax.plots import figures
 
 LINE = 17  # pixels between the lines of a caption
 GAP = 14  # pixels between two cells
+TITLE = 32  # pixels of the title's line
 
 
 def to_rgb(image: np.ndarray, background: Sequence[int] = (255, 255, 255)) -> np.ndarray:
@@ -83,7 +84,7 @@ def grid(
   if captions is not None:
     width = max(width, side)
   step_y, step_x = height + lines * LINE + (6 if lines else 0) + GAP, width + GAP
-  top = GAP + (32 if title else 0)
+  top = GAP + (TITLE if title else 0)
 
   canvas = np.full((top + rows * step_y, GAP + columns * step_x, 3), 255, np.uint8)
   corners = [(top + i // columns * step_y, GAP + i % columns * step_x) for i in range(len(cells))]

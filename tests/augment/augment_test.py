@@ -1,0 +1,108 @@
+"""What every operation promises, whichever it is, and the composition of a batch."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax import augment
+
+KEY = jax.random.key(7)
+# Each operation at a strength that changes something.
+STRONG = {
+  'affine': 'affine(scale=(0.6, 1.2), aspect=1.3, rotate=15, shear=0.1, shift=0.1, flip=0.5)',
+  'background': 'background(p=1)',
+  'blur': 'blur(p=1)',
+  'color_distort': 'color_distort(0.5, p=1)',
+  'erase': 'erase(p=1)',
+  'flip': 'flip(p=1)',
+  'grayscale': 'grayscale(p=1)',
+  'hue': 'hue(p=1)',
+  'invert': 'invert(p=1)',
+  'noise': 'noise(0.1)',
+  'outline': 'outline(p=1)',
+  'sketch': 'sketch(p=1)',
+  'stencil': 'stencil(p=1)',
+}
+ALL = ' | '.join(STRONG[name] for name in STRONG if name != 'background') + ' | background(p=0.5)'
+
+
+def images(batch: int = 3, channels: int = 4) -> jnp.ndarray:
+  return jnp.asarray(np.random.default_rng(0).random((batch, 16, 16, channels), np.float32))
+
+
+def test_the_table_names_every_operation():
+  assert sorted(STRONG) == sorted(augment.__all__)
+
+
+@pytest.mark.parametrize('name', sorted(STRONG))
+def test_operation(name):
+  """Shape, dtype and range are kept, the key alone decides, and something happens."""
+  run = jax.jit(augment.compose(STRONG[name]))
+  x = images()
+  out = run(KEY, x)
+  assert out.shape == (x.shape if name != 'background' else (*x.shape[:-1], 3))
+  assert float(out.min()) >= 0 and float(out.max()) <= 1 and bool(jnp.isfinite(out).all())
+  np.testing.assert_array_equal(out, run(KEY, x))
+  assert np.abs(np.asarray(out)[..., :3] - np.asarray(x)[..., :3]).max() > 0.01 or name == 'erase'
+  if name not in ('flip', 'grayscale', 'invert'):
+    assert np.abs(np.asarray(run(jax.random.key(8), x)) - np.asarray(out)).max() > 0.001
+
+  half = run(KEY, x.astype(jnp.bfloat16))
+  assert half.dtype == jnp.bfloat16
+  assert float(jnp.abs(half.astype(jnp.float32) - out).mean()) < 0.03
+
+
+@pytest.mark.parametrize('channels', [1, 3, 4])
+@pytest.mark.parametrize('name', sorted(STRONG))
+def test_probability_zero_is_the_identity(name, channels):
+  if name == 'background' and channels == 4:
+    pytest.skip('it drops alpha by definition')
+  operation = getattr(augment, name)
+  kwargs = {'p': 0.0}
+  if 'gray' in inspect.signature(operation).parameters:
+    kwargs['gray'] = 0.0
+  image = images(channels=channels)[0]
+  np.testing.assert_array_equal(operation(**kwargs)(KEY, image), image)
+
+
+def test_a_batch_is_its_images_one_by_one():
+  x = images(4)
+  run = augment.compose(ALL)
+  together = jax.jit(run)(KEY, x)
+  parts = [p.strip() for p in ALL.split('|')]
+  for i, key in enumerate(jax.random.split(KEY, 4)):
+    image = x[i]
+    for k, part in enumerate(parts):
+      (operation,) = augment._compose.build(part, augment)
+      image = operation(jax.random.fold_in(key, k), image)
+    np.testing.assert_allclose(together[i], image, atol=1e-4)
+
+
+def test_nothing_is_the_identity():
+  x = images()
+  assert augment.compose('')(KEY, x) is x
+
+
+def test_an_unknown_operation_lists_the_choices():
+  with pytest.raises(ValueError, match="unknown transform 'flop'.*'affine'.*'stencil'"):
+    augment.compose('flop')
+
+
+def test_compose_is_no_operation():
+  with pytest.raises(ValueError, match='unknown transform'):
+    augment.compose('compose(1)')
+
+
+def test_wrong_arguments_are_refused_with_the_signature():
+  with pytest.raises(ValueError, match='affine'):
+    augment.compose('affine(size=3)')
+
+
+def test_it_runs_inside_a_gradient():
+  def loss(scale):
+    return augment.compose(ALL)(KEY, images() * scale).mean()
+
+  assert np.isfinite(jax.jit(jax.grad(loss))(0.9))

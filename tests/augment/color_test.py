@@ -1,0 +1,93 @@
+"""Colour: each change against its arithmetic in NumPy or the property that defines it."""
+
+import colorsys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax import augment
+from vit_jax.augment.color import luma
+
+KEY = jax.random.key(0)
+
+
+def colors(channels: int, size: int = 6) -> np.ndarray:
+  return np.random.default_rng(channels).random((size, size, channels), np.float32)
+
+
+@pytest.mark.parametrize('channels', [3, 4])
+def test_grayscale_is_the_luma_in_three_channels(channels):
+  image = colors(channels)
+  gray = np.asarray(augment.grayscale(p=1.0)(KEY, jnp.asarray(image)))
+  expected = 0.299 * image[..., 0] + 0.587 * image[..., 1] + 0.114 * image[..., 2]
+  for c in range(3):
+    np.testing.assert_allclose(gray[..., c], expected, atol=1e-6)
+  np.testing.assert_array_equal(gray[..., 3:], image[..., 3:])
+
+
+def test_luma_of_grey_is_itself():
+  image = jnp.asarray(colors(1))
+  assert luma(image) is image
+
+
+def test_invert_twice_is_the_image_and_alpha_is_kept():
+  image = colors(4)
+  once = np.asarray(augment.invert(p=1.0)(KEY, jnp.asarray(image)))
+  np.testing.assert_allclose(once[..., :3], 1 - image[..., :3], atol=1e-7)
+  np.testing.assert_array_equal(once[..., 3], image[..., 3])
+  twice = augment.invert(p=1.0)(KEY, jnp.asarray(once))
+  np.testing.assert_allclose(twice, image, atol=1e-6)
+
+
+def test_hue_keeps_the_luma_and_moves_the_hue():
+  image = 0.4 + 0.2 * colors(3)  # far enough from the edge of the cube that nothing is clipped
+  turned = np.asarray(augment.hue(0.5)(KEY, jnp.asarray(image)))
+  np.testing.assert_allclose(luma(jnp.asarray(turned)), luma(jnp.asarray(image)), atol=1e-5)
+  assert np.abs(turned - image).max() > 0.02
+
+
+def test_hue_reaches_every_hue_and_leaves_grey_alone():
+  red = jnp.full((1, 1, 3), 0.5).at[..., 0].set(0.6)
+  keys = jax.random.split(KEY, 64)
+  hues = [colorsys.rgb_to_hsv(*np.asarray(augment.hue(0.5)(k, red))[0, 0])[0] for k in keys]
+  assert len(set(np.floor(np.array(hues) * 6))) == 6
+  gray = jnp.full((2, 2, 3), 0.3)
+  np.testing.assert_allclose(augment.hue(0.5)(KEY, gray), gray, atol=1e-5)
+
+
+def test_hue_of_one_channel_is_the_image():
+  image = colors(1)
+  np.testing.assert_array_equal(augment.hue()(KEY, jnp.asarray(image)), image)
+
+
+@pytest.mark.parametrize('channels', [1, 3, 4])
+def test_color_distort_of_strength_zero_is_the_identity(channels):
+  image = colors(channels)
+  out = augment.color_distort(0.0, p=1.0, gray=0.0)(KEY, jnp.asarray(image))
+  np.testing.assert_allclose(out, image, atol=1e-5)
+
+
+def test_color_distort_takes_the_contrast_about_what_is_visible():
+  # One visible grey on an invisible rest: whatever the contrast, only its brightness moves.
+  image = np.zeros((4, 4, 4), np.float32)
+  image[1, 1] = (0.5, 0.5, 0.5, 1.0)
+  keys = jax.random.split(KEY, 20)
+  out = jax.vmap(lambda k: augment.color_distort(0.5, p=1.0, gray=0.0)(k, jnp.asarray(image)))(keys)
+  values = np.asarray(out)[:, 1, 1, :3]
+  assert values.min() >= 0.5 * 0.6 - 1e-5 and values.max() <= 0.5 * 1.4 + 1e-5
+  assert values.std() > 0.05
+
+
+def test_color_distort_greys_as_often_as_asked():
+  image = jnp.asarray(colors(3))
+  run = jax.jit(augment.compose('color_distort(0.5, gray=0.2)'))
+  out = np.asarray(run(KEY, jnp.broadcast_to(image, (500, *image.shape))))
+  is_gray = np.abs(out.max(-1) - out.min(-1)).max((1, 2)) < 1e-5
+  assert abs(is_gray.mean() - 0.2) < 0.06
+
+
+def test_a_negative_strength_is_refused():
+  with pytest.raises(ValueError, match='negative'):
+    augment.color_distort(-1.0)

@@ -1,0 +1,269 @@
+"""The loop: killed and resumed it ends in the same bits; the mesh, workers and processes do not matter."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from vit_jax import config as config_lib
+from vit_jax import metrics, train
+
+ROOT = Path(__file__).parents[1]
+TINY = (
+  '--config.objective.encoder.width=16',
+  '--config.objective.encoder.depth=1',
+  '--config.objective.encoder.num_heads=2',
+  '--config.objective.encoder.mlp_dim=16',
+  '--config.total.steps=6',
+  '--config.checkpoint.every.steps=2',
+  '--config.evals.validation.every.steps=2',
+  '--config.log.every.steps=1',
+)
+
+
+def tiny(*overrides: str):
+  return config_lib.load(str(ROOT / 'configs/vit_digits.py'), [*TINY, *overrides])
+
+
+def leaves(state) -> list[np.ndarray]:
+  return [np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(state))]
+
+
+def assert_same_bits(a, b) -> None:
+  for x, y in zip(leaves(a), leaves(b), strict=True):
+    np.testing.assert_array_equal(x, y)
+
+
+def losses(workdir: Path) -> list[float]:
+  return [row['train/loss'] for row in metrics.read(workdir) if 'train/loss' in row]
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """A run of 6 steps that nothing interrupts."""
+  workdir = tmp_path_factory.mktemp('whole')
+  return train.train_and_evaluate(tiny(), workdir), workdir
+
+
+@pytest.mark.smoke
+def test_a_run_learns_and_leaves_what_it_should(whole):
+  state, workdir = whole
+  assert int(state.step) == 6
+  assert losses(workdir)[0] == pytest.approx(np.log(10), rel=1e-5)
+  assert losses(workdir)[-1] < losses(workdir)[0]
+  for name in ('config.json', 'run.json', 'parameters.json', 'metrics.jsonl', 'report.html'):
+    assert (workdir / name).stat().st_size > 0, name
+  assert json.loads((workdir / 'config.json').read_text())['total'] == {'steps': 6}
+  assert sorted(int(p.name) for p in (workdir / 'checkpoints').iterdir())[-2:] == [4, 6]
+  last = metrics.read(workdir)[-1]
+  assert {'test/accuracy', 'validation/accuracy', 'train/loss', 'train/data_wait'} <= set(last)
+
+
+def test_the_same_command_again_says_that_the_run_is_finished(whole, capsys):
+  state, workdir = whole
+  before = (workdir / 'metrics.jsonl').read_bytes()
+  again = train.train_and_evaluate(tiny(), workdir)
+  assert 'This run is finished: 6 of 6 steps' in capsys.readouterr().out
+  assert_same_bits(state, again)
+  assert (workdir / 'metrics.jsonl').read_bytes() == before
+
+
+SCRIPT = """
+  import os, signal, sys
+  from vit_jax import config, train
+  from vit_jax.checkpoint import Checkpoints
+  sys.path.insert(0, {tests!r})
+  from train_test import tiny
+
+  step, workdir = int(sys.argv[1]), sys.argv[2]
+  make = train.make_train_step
+
+  def make_deadly(*args):
+    inner = make(*args)
+    import jax
+
+    def die(at):
+      if int(at) == step:
+        os.kill(os.getpid(), signal.{signal})
+
+    def deadly(state, batch):
+      jax.debug.callback(die, state.step)
+      return inner(state, batch)
+    return deadly
+
+  if step >= 0:
+    train.make_train_step = make_deadly
+  train.train_and_evaluate(tiny(*sys.argv[3:]), workdir)
+"""
+
+
+def run_and_kill(step: int, workdir: Path, *overrides: str, name: str = 'SIGKILL'):
+  """Runs in a process of its own that gets a signal while it computes step `step`."""
+  script = textwrap.dedent(SCRIPT).format(tests=str(ROOT / 'tests'), signal=name)
+  return subprocess.run(
+    [sys.executable, '-c', script, str(step), str(workdir), *overrides],
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+
+
+@pytest.mark.parametrize('step', [1, 3, 5])
+def test_killed_at_any_step_and_resumed_it_ends_in_the_same_bits(whole, step, tmp_path):
+  killed = run_and_kill(step, tmp_path)
+  assert killed.returncode == -signal.SIGKILL, killed.stderr
+  state = train.train_and_evaluate(tiny(), tmp_path)
+  assert int(state.step) == 6
+  assert_same_bits(whole[0], state)
+  assert losses(tmp_path) == losses(whole[1])
+
+
+def test_sigterm_saves_and_exits_with_0(whole, tmp_path):
+  ended = run_and_kill(2, tmp_path, name='SIGTERM')
+  assert ended.returncode == 0, ended.stderr
+  assert 'Stopped by SIGTERM after step' in ended.stdout
+  saved = max(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
+  assert 2 < saved < 6
+  assert not (tmp_path / 'report.html').exists()
+  assert_same_bits(whole[0], train.train_and_evaluate(tiny(), tmp_path))
+
+
+def test_an_interrupt_in_a_notebook_saves_and_returns_the_state(whole, tmp_path, monkeypatch):
+  write = metrics.Writer.scalars
+
+  def interrupting(self, step, values):
+    write(self, step, values)
+    if step == 3:
+      os.kill(os.getpid(), signal.SIGINT)
+
+  monkeypatch.setattr(metrics.Writer, 'scalars', interrupting)
+  state = train.train_and_evaluate(tiny(), tmp_path)
+  assert int(state.step) == 3
+  monkeypatch.undo()
+  assert_same_bits(whole[0], train.train_and_evaluate(tiny(), tmp_path))
+
+
+def test_workers_do_not_change_a_run(whole, tmp_path):
+  state = train.train_and_evaluate(tiny('--config.data.num_workers=1'), tmp_path)
+  assert_same_bits(whole[0], state)
+
+
+@pytest.mark.parametrize('mesh', [(1, 8, 1), (2, 2, 2)])
+def test_a_run_does_not_depend_on_the_mesh(mesh, tmp_path):
+  axes = [f'--config.mesh.{k}={n}' for k, n in zip(('data', 'fsdp', 'tensor'), mesh, strict=True)]
+  length = ('--config.total.steps=20', '--config.log.every.steps=1')
+  train.train_and_evaluate(tiny(*axes, *length), tmp_path / 'mesh')
+  train.train_and_evaluate(tiny(*length), tmp_path / 'data')
+  np.testing.assert_allclose(losses(tmp_path / 'mesh'), losses(tmp_path / 'data'), rtol=1e-5)
+
+
+def test_one_device_as_eight(tmp_path):
+  length = '--config.total.steps=20'
+  ended = subprocess.run(
+    [
+      *(sys.executable, '-m', 'vit_jax.main', '--config', 'configs/vit_digits.py'),
+      *('--workdir', str(tmp_path / 'one'), *TINY, length),
+    ],
+    env={**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=1'},
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert ended.returncode == 0, ended.stderr
+  assert '1 x cpu' in ended.stdout
+  train.train_and_evaluate(tiny(length), tmp_path / 'eight')
+  np.testing.assert_allclose(losses(tmp_path / 'one'), losses(tmp_path / 'eight'), rtol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good(tmp_path, monkeypatch):
+  make = train.make_train_step
+
+  def make_bad(*args):
+    inner = make(*args)
+
+    def bad(state, batch):
+      new, values = inner(state, batch)
+      return new, {**values, 'loss': values['loss'] / (state.step != 3)}
+
+    return bad
+
+  monkeypatch.setattr(train, 'make_train_step', make_bad)
+  with pytest.raises(FloatingPointError, match=r'loss is inf at step 4; .* the last good one is step 2'):
+    train.train_and_evaluate(tiny('--config.log.every.steps=50'), tmp_path)
+  assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == ['2']
+  monkeypatch.undo()
+  assert int(train.train_and_evaluate(tiny(), tmp_path).step) == 6
+
+
+def test_another_config_in_the_same_workdir_is_refused(whole):
+  before = {p: p.stat().st_mtime_ns for p in whole[1].rglob('*')}
+  with pytest.raises(ValueError, match=r'seed: 0 -> 1.*choose another workdir'):
+    train.train_and_evaluate(tiny('--config.seed=1'), whole[1])
+  assert {p: p.stat().st_mtime_ns for p in whole[1].rglob('*')} == before
+
+
+def test_evaluate_gives_what_the_run_ended_with(whole):
+  last = metrics.read(whole[1])[-1]
+  for name, value in train.evaluate(whole[1]).items():
+    assert value == pytest.approx(last[name], rel=1e-6), name
+
+
+PROCESS = """
+  import sys
+  import jax
+  address, index, workdir = sys.argv[1:4]
+  jax.distributed.initialize(address, num_processes=2, process_id=int(index))
+  sys.path.insert(0, {tests!r})
+  from train_test import tiny
+  from vit_jax import train
+  assert (jax.process_count(), jax.local_device_count(), jax.device_count()) == (2, 4, 8)
+  train.train_and_evaluate(tiny(*sys.argv[4:]), workdir)
+"""
+
+
+def test_two_processes_as_one(tmp_path):
+  length = ('--config.total.steps=20', '--config.checkpoint.every.steps=10')
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    address = f'localhost:{free.getsockname()[1]}'
+  script = textwrap.dedent(PROCESS).format(tests=str(ROOT / 'tests'))
+  processes = [
+    subprocess.Popen(
+      [sys.executable, '-c', script, address, str(i), str(tmp_path / 'two'), *length],
+      env={
+        **os.environ,
+        'PYTHONPATH': str(ROOT),
+        'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
+        'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
+      },
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  for process in processes:
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+  one = train.train_and_evaluate(tiny(*length), tmp_path / 'one')
+  two = metrics.read(tmp_path / 'two')
+  np.testing.assert_allclose(losses(tmp_path / 'two'), losses(tmp_path / 'one'), rtol=1e-5)
+  for name, value in metrics.read(tmp_path / 'one')[-1].items():
+    if name.startswith(('validation', 'test')):
+      assert two[-1][name] == pytest.approx(value, abs=1e-4), name
+  # What two processes saved, one restores.
+  again = train.train_and_evaluate(tiny(*length), tmp_path / 'two')
+  assert int(again.step) == 20
+  for a, b in zip(leaves(one), leaves(again), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-4)
