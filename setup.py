@@ -33,7 +33,15 @@ setup(
     'tqdm>=4.67',
   ],
   extras_require={
-    'test': ['pytest>=8', 'pytest-xdist>=3.6', 'ruff==0.17.6', 'scipy'],
+    'test': [
+      'pytest>=8',
+      'pytest-xdist>=3.6',
+      'ruff==0.17.6',
+      'scipy',
+      # Peers that the models are compared with; any CPU build of PyTorch will do.
+      'torch==2.13.0',
+      'transformers==5.23.0',
+    ],
     'tpu': ['jax[tpu]>=0.10'],
     'cuda': ['jax[cuda13]>=0.10'],
     # What the `tfds` command needs to download and prepare data; reading prepared data does not.

@@ -334,14 +334,45 @@ def test_a_run_that_is_all_warmup_or_one_step(name):
   assert optim.build_schedule(1.0, schedule=name, total_steps=1)(0) == 1.0
 
 
-def test_parts_must_fit_into_the_run():
+def test_the_parts_of_a_schedule_must_fit_into_the_run():
   optim.build_schedule(1.0, schedule='cosine', total_steps=10, warmup=6, cooldown=4)
   with pytest.raises(ValueError, match=r'must fit into the run: 20 \+ 21 steps of 40'):
-    build(warmup={'epochs': 2}, cooldown={'steps': 21})
+    optim.build_schedule(1.0, schedule='cosine', total_steps=40, warmup=20, cooldown=21)
   with pytest.raises(ValueError, match='at least 1 step, got total_steps=0'):
     build(total_steps=0)
   with pytest.raises(ValueError, match='timescale of at least 1 step, got 0'):
     build(schedule='rsqrt', timescale={'steps': 0})
+
+
+@pytest.mark.parametrize(
+  ('total_steps', 'warmup', 'cooldown', 'expected'),
+  [
+    (40, 20, 20, (20, 20)),  # They fit: nothing is cut.
+    (40, 20, 21, (19, 20)),
+    (8, 30, 10, (6, 2)),
+    (5, 20, 0, (5, 0)),
+    (5, 0, 20, (0, 5)),
+    (1, 20, 20, (0, 0)),
+  ],
+)
+def test_a_run_shorter_than_its_ramps_has_them_cut_in_proportion(
+  total_steps, warmup, cooldown, expected
+):
+  optimizer = build(
+    total_steps=total_steps,
+    schedule='constant',
+    warmup={'steps': warmup},
+    cooldown={'steps': cooldown},
+  )
+  up, down = expected
+  reference = optim.build_schedule(
+    0.1, schedule='constant', total_steps=total_steps, warmup=up, cooldown=down
+  )
+  steps = np.arange(total_steps + 1)
+  np.testing.assert_array_equal(optimizer.schedule(steps), reference(steps))
+  assert optimizer.schedule(up) == pytest.approx(0.1)  # It comes to its peak all the same.
+  assert not up or optimizer.schedule(0) == 0
+  assert not down or optimizer.schedule(total_steps) == 0
 
 
 # -- The table.

@@ -116,6 +116,10 @@ class Writer:
     if self._events is not None:
       self._events.picture(int(step), name, buffer.getvalue(), image.shape)
 
+  def under(self, name: str) -> 'Pictures':
+    """A place for the pictures of one evaluator: they are called `<name>/<picture>`."""
+    return Pictures(self, name)
+
   def progress(self, step: int, values: Mapping[str, float]) -> None:
     """Shows step, `values`, images a second and time left; may be called at every step.
 
@@ -143,6 +147,17 @@ class Writer:
 
   def __exit__(self, *_: Any) -> None:
     self.close()
+
+
+class Pictures:
+  """Hands pictures on to a `Writer`, with a name before theirs."""
+
+  def __init__(self, writer: Writer, name: str):
+    self._writer, self._name = writer, name
+
+  def picture(self, step: int, name: str, image: np.ndarray) -> None:
+    """As `Writer.picture`, which saves it as `pictures/<own name>/<name>.png`."""
+    self._writer.picture(step, f'{self._name}/{name}', image)
 
 
 def read(workdir: str | Path) -> list[dict[str, float]]:

@@ -204,26 +204,36 @@ def evaluate(workdir: str | Path, step: str | int = 'last') -> dict[str, float]:
       made.objective, made.optimizer.tx, made.batch_spec, config.seed, made.mesh
     )
     state = checkpoints.restore(like, checkpoints.find(step))
-    evals = build_periodic(made, 'evals', objective=made.objective, mesh=made.mesh, writer=None)
-    return run_evals(evals, state)
+    return run_evals(build_evals(made), state)
 
 
 def build_periodic(
-  made: Setup, field: str, **extra: Any
+  made: Setup, field: str, extra: Callable[[str], dict[str, Any]]
 ) -> dict[str, tuple[Any, int | None]]:
   """Evaluators or hooks by name, each with its period in steps; None runs at the end only.
 
   Args:
     made: the run.
     field: of the config, 'evals' or 'hooks'.
-    **extra: what they are called with besides their fields.
+    extra: by name, what they are called with besides their fields.
   """
   built = {}
   for name, spec in (made.config.get(field) or {}).items():
     spec = spec.to_dict()
     every = made.steps(spec.pop('every', None), f'{field}.{name}.every')
-    built[name] = build(spec, **extra), every
+    built[name] = build(spec, **extra(name)), every
   return built
+
+
+def build_evals(made: Setup, writer: Writer | None = None) -> dict[str, tuple[Any, int | None]]:
+  """The evaluators by name; their pictures go to `writer`, under that name."""
+  return build_periodic(
+    made,
+    'evals',
+    lambda name: dict(
+      objective=made.objective, mesh=made.mesh, writer=writer and writer.under(name)
+    ),
+  )
 
 
 def run_evals(
@@ -261,9 +271,10 @@ class Loop:
     config = made.config
     self.made, self.checkpoints, self.save_every, self.writer = made, checkpoints, save_every, writer
     self.log_every = made.steps((config.get('log') or {}).get('every'), 'log.every') or 50
-    parts = dict(objective=made.objective, mesh=made.mesh)
-    self.evals = build_periodic(made, 'evals', **parts, writer=writer)
-    self.hooks = build_periodic(made, 'hooks', **parts)
+    self.evals = build_evals(made, writer)
+    self.hooks = build_periodic(
+      made, 'hooks', lambda name: dict(objective=made.objective, mesh=made.mesh)
+    )
     self.train_step = jax.jit(
       make_train_step(made.objective, made.optimizer.tx),
       donate_argnums=0,

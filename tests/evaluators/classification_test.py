@@ -123,7 +123,9 @@ def test_permuted_labels_fall_to_chance(nearest_mean):
   assert result['permuted/loss'] > np.log(10)
 
 
-def test_a_model_of_the_library():
+@pytest.mark.parametrize('shape', [dict(data=8), dict(data=2, fsdp=2, tensor=2)])
+def test_a_model_of_the_library_on_any_mesh(shape):
+  mesh = sharding.make_mesh(shape)
   objective = build(
     {
       'type': 'objectives.supervised.Supervised',
@@ -137,15 +139,17 @@ def test_a_model_of_the_library():
   batch = {'image': image[:50], 'label': label[:50], 'id': np.arange(50)}
   params = nn.unbox(objective.init(jax.random.key(0), batch, train=False))['params']
   params['head']['kernel'] = jax.random.normal(jax.random.key(1), (16, 10))
-  state = types.SimpleNamespace(step=0, params=params, model_state={})
   logits = objective.apply({'params': params}, batch, method='logits')
+  variables = jax.eval_shape(lambda: objective.init(jax.random.key(0), batch, train=False))
+  placed = jax.device_put(params, sharding.parameter_shardings(variables, mesh)['params'])
+  state = types.SimpleNamespace(step=0, params=placed, model_state={})
   spec = {
     'type': 'evaluators.classification.Classification',
     'source': {'type': 'data.digits.Digits', 'split': 'test[:50]'},
     'batch_size': 16,
   }
-  evaluator = build(spec, objective=objective, mesh=mesh_of(8), writer=None)
-  result = evaluator.run(state)
+  with jax.set_mesh(mesh):  # as in the training loop
+    result = build(spec, objective=objective, mesh=mesh, writer=None).run(state)
   want = expected(np.asarray(logits, np.float64), label[:50])
   assert result == pytest.approx(want, rel=1e-4)
 

@@ -1,0 +1,60 @@
+"""PLACEHOLDER docstring.
+
+python -m vit_jax.main --config configs/vit_emoji.py --workdir /tmp/vit_emoji
+"""
+
+import ml_collections
+
+ARGS = ('', 'long')  # what get_config takes
+
+
+def get_config(arg=''):
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.total = dict(epochs=dict(short=40, long=250)[arg or 'short'])
+  config.batch_size = 128
+  emoji = dict(type='data.emoji.Emoji', label='category', alpha=True)
+  config.data = dict(
+    source=dict(**emoji, split='train', styles=('google', 'twitter')),
+    host='decode(channels=4)',
+    num_workers=0,
+    max_bad_share=0.0,
+  )
+  config.objective = dict(
+    type='objectives.supervised.Supervised', num_classes=8, label_smoothing=0.1,
+    augment='affine(scale=(0.6,1.2),aspect=1.3,rotate=15,shear=0.1,shift=0.1,flip=0.5)|color_distort(0.5)|hue(0.5,p=0.3)|outline(0.3)|sketch(0.2)|stencil(0.1)|background(p=0.3)',
+    eval_augment='background(p=0)',
+    encoder=dict(
+      type='models.vit.ViT', patch_size=8, width=128, depth=6, num_heads=4, mlp_dim=256,
+      pooling='mean', positions='sincos2d', activation='gelu_tanh',
+    ),
+  )  # fmt: skip
+  config.optimizer = dict(
+    name='adamw', learning_rate=1e-3, weight_decay=0.05, clip=1.0,
+    schedule='cosine', warmup=dict(epochs=5),
+  )  # fmt: skip
+  config.mesh = dict(data=-1, fsdp=1, tensor=1)
+  styles = ('google', 'twitter', 'openmoji', 'noto-mono')
+  test = {style: dict(**emoji, split='test', styles=(style,)) for style in styles}
+  validation = {style: dict(**emoji, split='validation', styles=(style,)) for style in styles}
+  host = 'decode(channels=4)'
+  config.evals = dict(
+    validation=dict(
+      type='evaluators.classification.Classification', sources=validation, host=host,
+      every=dict(epochs=10),
+    ),
+    # Looked at once, at the end.
+    test=dict(type='evaluators.classification.Classification', sources=test, host=host),
+    pixels=dict(
+      type='evaluators.nearest_pixel.NearestPixel',
+      train=dict(**emoji, split='train', styles=('google', 'twitter')), sources=test, host=host,
+    ),
+    attention=dict(
+      type='evaluators.attention.Attention', source=test['google'], count=128, host=host,
+    ),
+  )  # fmt: skip
+  config.log = dict(every=dict(steps=20))
+  config.checkpoint = dict(
+    every=dict(epochs=10), keep_last=2, keep_best=1, best='validation/google/accuracy', mode='max'
+  )
+  return config

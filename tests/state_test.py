@@ -1,0 +1,162 @@
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vit_jax import optim, sharding, units
+from vit_jax.models.vit import ViT
+from vit_jax.objectives.supervised import Supervised
+from vit_jax.state import abstract_variables, init_state, streams
+
+BATCH = 8
+MESHES = {
+  'data': dict(data=-1),
+  'fsdp': dict(fsdp=-1),
+  'all': dict(data=2, fsdp=2, tensor=2),
+}
+SPEC = {
+  'image': jax.ShapeDtypeStruct((BATCH, 4, 4, 3), jnp.uint8),
+  'label': jax.ShapeDtypeStruct((BATCH,), jnp.int32),
+}
+
+
+def make_objective():
+  encoder = ViT(patch_size=2, width=8, depth=1, num_heads=2, mlp_dim=16, pooling='mean')
+  return Supervised(encoder, num_classes=4)
+
+
+def make_tx(params=None, **fields):
+  if params is None:
+    params = nn.unbox(abstract_variables(make_objective(), SPEC))['params']
+  config = {'name': 'adamw', 'learning_rate': 0.1, 'weight_decay': 0.1, 'clip': 1.0, **fields}
+  steps = functools.partial(units.steps, batch_size=BATCH, num_examples=100)
+  return optim.build_optimizer(config, params, total_steps=10, steps=steps).tx
+
+
+def named(tree):
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+    for path, leaf in jax.tree.leaves_with_path(tree)
+  }
+
+
+@functools.cache
+def make_state(mesh_name):
+  mesh = sharding.make_mesh(MESHES[mesh_name])
+  with jax.set_mesh(mesh):
+    make, like = init_state(make_objective(), make_tx(), SPEC, 3, mesh)
+    return make(), like
+
+
+@pytest.mark.parametrize('mesh', MESHES)
+def test_every_leaf_is_made_where_it_belongs(mesh):
+  state, like = make_state(mesh)
+  assert jax.tree.structure(state) == jax.tree.structure(like)
+  for name, leaf in named(state).items():
+    expected = named(like)[name]
+    assert (leaf.shape, leaf.dtype) == (expected.shape, expected.dtype), name
+    assert leaf.sharding.is_equivalent_to(expected.sharding, leaf.ndim), name
+    assert not isinstance(leaf, nn.meta.AxisMetadata)
+
+
+def test_the_first_state_does_not_depend_on_the_mesh():
+  one, *others = (named(jax.device_get(make_state(mesh)[0])) for mesh in MESHES)
+  for other in others:
+    for name, value in one.items():
+      np.testing.assert_allclose(value, other[name], rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(('mesh', 'parts'), [('fsdp', 8), ('all', 4), ('data', 1)])
+def test_kernels_really_are_split(mesh, parts):
+  params = named(make_state(mesh)[0].params)
+  kernel = params['encoder/block_0/mlp/fc_1/kernel']
+  assert len({str(shard.index) for shard in kernel.addressable_shards}) == parts
+  assert all(shard.data.size == kernel.size // parts for shard in kernel.addressable_shards)
+
+
+@pytest.mark.parametrize('freeze', [(), ('encoder/embedding/.*',)])
+@pytest.mark.parametrize('name', optim.OPTIMIZERS)
+@pytest.mark.parametrize('mesh', ['fsdp', 'all'])
+def test_moments_lie_as_their_parameters_do(mesh, name, freeze):
+  mesh = sharding.make_mesh(MESHES[mesh])
+  tx = make_tx(name=name, freeze=freeze)
+  with jax.set_mesh(mesh):
+    _, like = init_state(make_objective(), tx, SPEC, 0, mesh)
+  params, seen = named(like.params), set()
+  for path, leaf in named(like.opt_state).items():
+    owners = [name for name in params if path.endswith('/' + name)]
+    if leaf.ndim == 0:
+      assert leaf.sharding.is_fully_replicated
+      continue
+    owner = params[max(owners, key=len)]
+    assert leaf.shape == owner.shape
+    assert leaf.sharding == owner.sharding, path
+    seen.add(max(owners, key=len))
+  frozen = {name for name in params if freeze and name.startswith('encoder/embedding/')}
+  assert seen == set(params) - frozen
+
+
+def test_moments_of_names_that_end_alike():
+  class Twice(nn.Module):
+    @nn.compact
+    def __call__(self, batch, *, train):
+      logical = nn.with_logical_partitioning
+      zeros = nn.initializers.zeros
+      self.param('w', logical(zeros, (None, 'embed')), (8, 8))
+      nn.Dense(8, kernel_init=logical(zeros, ('mlp', None)), use_bias=False, name='w_')(batch['x'])
+      Inner(name='inner')()
+      return jnp.zeros(()), {}
+
+  class Inner(nn.Module):
+    @nn.compact
+    def __call__(self):
+      init = nn.with_logical_partitioning(nn.initializers.zeros, ('embed', None))
+      self.param('w', init, (8, 8))
+
+  mesh = sharding.make_mesh(MESHES['all'])
+  spec = {'x': jax.ShapeDtypeStruct((8, 8), jnp.float32)}
+  with jax.set_mesh(mesh):
+    _, like = init_state(Twice(), optax.adam(0.1), spec, 0, mesh)
+  moments = named(like.opt_state[0].mu)
+  assert tuple(moments['w'].sharding.spec) == (None, 'fsdp')
+  assert tuple(moments['inner/w'].sharding.spec) == ('fsdp', None)
+  assert tuple(moments['w_/kernel'].sharding.spec) == ('tensor', None)
+
+
+def test_other_collections_are_the_model_state():
+  class Counts(nn.Module):
+    @nn.compact
+    def __call__(self, batch, *, train):
+      x = nn.BatchNorm(use_running_average=not train)(batch['x'])
+      x = nn.Dense(4)(x)
+      return jnp.mean(x), {}
+
+  mesh = sharding.make_mesh(MESHES['fsdp'])
+  spec = {'x': jax.ShapeDtypeStruct((8, 8), jnp.float32)}
+  with jax.set_mesh(mesh):
+    make, _ = init_state(Counts(), optax.sgd(0.1), spec, 0, mesh)
+    state = make()
+  assert set(state.model_state) == {'batch_stats'}
+  assert set(state.params) == {'BatchNorm_0', 'Dense_0'}
+  assert int(state.step) == 0
+
+
+def test_abstract_variables_compute_nothing_and_keep_the_boxes():
+  spec = {'image': jax.ShapeDtypeStruct((2**40, 4, 4, 3), jnp.uint8)}  # 48 TiB if it were made.
+  spec['label'] = jax.ShapeDtypeStruct((2**40,), jnp.int32)
+  variables = abstract_variables(make_objective(), spec)
+  kernel = variables['params']['head']['kernel']
+  assert kernel.names == ('embed', 'classes')
+  assert isinstance(kernel.value, jax.ShapeDtypeStruct)
+
+
+def test_streams_are_different_and_a_function_of_the_key():
+  one, again, other = (streams(jax.random.PRNGKey(seed)) for seed in (0, 0, 1))
+  assert set(one) == {'dropout', 'augment'}
+  values = {tuple(np.asarray(key)) for keys in (one, other) for key in keys.values()}
+  assert len(values) == 4
+  assert all((one[name] == again[name]).all() for name in one)
