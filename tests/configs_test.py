@@ -25,7 +25,7 @@ from vit_jax.state import abstract_variables, init_state
 FOLDER = Path(__file__).parents[1] / 'configs'
 
 # [H, W, C] of an image before the host transforms, where the source may be missing.
-IMAGES: dict[str, tuple[int, int, int]] = {}
+IMAGES: dict[str, tuple[int, int, int]] = {'vit_cifar10': (32, 32, 3)}
 
 
 @functools.cache
@@ -164,9 +164,9 @@ def test_builds_and_traces_its_step(name, arg, load):
 def test_what_runs_between_the_steps_builds(name, arg, load, tmp_path):
   config = load(name, arg)
   made = train.setup(config)
+  evals = train.build_evals(made)
   parts = dict(objective=made.objective, mesh=made.mesh)
-  evals = train.build_periodic(made, 'evals', **parts, writer=None)
-  hooks = train.build_periodic(made, 'hooks', **parts)
+  hooks = train.build_periodic(made, 'hooks', lambda _: parts)
   assert set(evals) == set(config.get('evals') or {})
   assert all(callable(evaluator.run) for evaluator, _ in evals.values())
   assert all(callable(hook) for hook, _ in hooks.values())
@@ -197,4 +197,4 @@ def test_a_substitute_is_what_a_config_can_be_built_on(load, monkeypatch):
   monkeypatch.setitem(IMAGES, 'vit_digits', (8, 8, 1))
   made = train.setup(load('vit_digits', ''))
   assert made.batch_spec['image'].shape == (64, 8, 8, 1)
-  assert len(train.build_periodic(made, 'evals', objective=made.objective, mesh=made.mesh)) == 2
+  assert len(train.build_evals(made)) == 2

@@ -18,7 +18,7 @@ FORBIDDEN = {
   'augment': {'objectives', 'train', 'models', 'data', 'evaluators', 'hooks', 'cli', 'config'},
   'objectives': {'train', 'evaluators', 'hooks', 'cli', 'config', 'data'},
   'data': {'objectives', 'models', 'train', 'evaluators', 'hooks', 'cli', 'config'},
-  'evaluators': {'objectives', 'models', 'train', 'hooks', 'cli', 'config'},
+  'evaluators': {'objectives', 'train', 'hooks', 'cli', 'config'},
 }
 
 
