@@ -2,7 +2,7 @@
 
 pip install -e '.[tfds]' && tfds build cifar10 --file_format=array_record
 python -m vit_jax.main --config configs/vit_cifar10.py --workdir /tmp/vit_cifar10
-Hardware: meant for one GPU or a TPU board. Not yet trained here to the end, so no accuracy is claimed.
+Hardware: meant for one GPU or a TPU board. Not yet trained to its end, so no accuracy is claimed.
 """
 
 import ml_collections
@@ -15,7 +15,7 @@ def get_config(arg=''):
   config.seed = 0
   config.total = dict(epochs=200)
   config.batch_size = 512
-  # The last 2% of the training images are for choosing; the test images are looked at once, at the end.
+  # The last 2% of the training images are for choosing; test is looked at once, at the end.
   cifar10 = dict(type='data.tfds.Tfds', name='cifar10', data_dir=placeholder(str))
   config.data = dict(
     source=dict(**cifar10, split='train[:98%]'),

@@ -42,7 +42,9 @@ def package(tmp_path, monkeypatch):
 # -- What is built.
 
 
-@pytest.mark.parametrize('spec_type', [dict, ml_collections.ConfigDict, ml_collections.FrozenConfigDict])
+@pytest.mark.parametrize(
+  'spec_type', [dict, ml_collections.ConfigDict, ml_collections.FrozenConfigDict]
+)
 def test_nested_specs_are_built_first(spec_type):
   spec = dict(type='objectives.supervised.Supervised', num_classes=3, encoder=ENCODER)
   objective = build(spec_type(spec))
@@ -116,9 +118,7 @@ def test_an_unknown_type_lists_the_choices(path, message, package):
 
 @pytest.mark.parametrize('path', ['ViT', '', 'models..ViT', '.models.ViT', 'models.vit.', 5, None])
 def test_what_is_no_dotted_path(path):
-  assert mistake(dict(type=path)) == (
-    f"type {path!r} is no dotted path such as 'models.vit.ViT'"
-  )
+  assert mistake(dict(type=path)) == (f"type {path!r} is no dotted path such as 'models.vit.ViT'")
 
 
 def test_what_is_no_class_or_function():

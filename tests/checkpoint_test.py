@@ -1,4 +1,4 @@
-"""Checkpoints: the best and the last stay, a broken or foreign one is one sentence, a full disk loses nothing."""
+"""Checkpoints: the best and the last stay; a broken one, or a full disk, is one sentence."""
 
 import os
 import re

@@ -78,7 +78,7 @@ def test_each_name_makes_a_transform_of_its_own():
     ('add(lambda: 1)', 'must be literals'),
     ('add({[]: 1})', 'must be literals'),
     ('add(*(1,))', 'must be literals'),
-    ("add(**{'number': 1})", "cannot read \"add(**{'number': 1})\""),
+    ("add(**{'number': 1})", 'cannot read "add(**{\'number\': 1})"'),
     ('add(number=1, number=2)', 'cannot read'),
     ('twice + twice', "cannot read 'twice + twice'"),
     ('twice | (add(1) | twice)', "cannot read 'add(1) | twice'"),

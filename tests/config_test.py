@@ -107,7 +107,7 @@ def test_an_error_inside_a_config_surfaces_as_itself(tmp_path):
   ('field', 'text', 'value'),
   [
     ('seed', '7', 7),
-    ('seed', '-7', -7),
+    ('objective.encoder.depth', '-7', -7),
     ('objective.encoder.depth', '3', 3),
     ('objective.encoder.rate', '0.25', 0.25),
     ('objective.encoder.rate', '1e-3', 1e-3),

@@ -1,4 +1,4 @@
-"""Every file of `configs/`, in every variant: builds, and its step traces, though its data is not at hand.
+"""Every file of `configs/`, in every variant, builds and traces its step; its data may be missing.
 
 A config of data that must be fetched first names the size of its images in `IMAGES`, and a config
 with variants lists the arguments of its `get_config` in `ARGS`, a tuple in the file.
@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from vit_jax import build, sharding, train
+from vit_jax import build, experiment, sharding, train
 from vit_jax import config as config_lib
 from vit_jax.state import abstract_variables, init_state
 
@@ -131,7 +131,7 @@ def test_every_field_can_be_set_by_a_flag(name, arg, load):
 @pytest.mark.parametrize(('name', 'arg'), CASES)
 def test_builds_and_traces_its_step(name, arg, load):
   config = load(name, arg)
-  made = train.setup(config)
+  made = experiment.setup(config)
   assert made.total_steps > 0
   with jax.set_mesh(made.mesh):
     _, like = init_state(made.objective, made.optimizer.tx, made.batch_spec, config.seed, made.mesh)
@@ -163,17 +163,17 @@ def test_builds_and_traces_its_step(name, arg, load):
 @pytest.mark.parametrize(('name', 'arg'), CASES)
 def test_what_runs_between_the_steps_builds(name, arg, load, tmp_path):
   config = load(name, arg)
-  made = train.setup(config)
-  evals = train.build_evals(made)
+  made = experiment.setup(config)
+  evals = experiment.build_evals(made)
   parts = dict(objective=made.objective, mesh=made.mesh)
-  hooks = train.build_periodic(made, 'hooks', lambda _: parts)
+  hooks = experiment.build_periodic(made, 'hooks', lambda _: parts)
   assert set(evals) == set(config.get('evals') or {})
   assert all(callable(evaluator.run) for evaluator, _ in evals.values())
   assert all(callable(hook) for hook, _ in hooks.values())
   # What is due during training is due at least once before its end.
   for field, (_, every) in {**evals, **hooks}.items():
     assert every is None or 0 < every <= made.total_steps, field
-  with train.open_checkpoints(tmp_path, config) as checkpoints:
+  with experiment.open_checkpoints(tmp_path, config) as checkpoints:
     assert checkpoints.latest is None
   best = (config.get('checkpoint') or {}).get('best')
   if best:
@@ -193,8 +193,8 @@ def test_a_substitute_is_what_a_config_can_be_built_on(load, monkeypatch):
 
   monkeypatch.setattr(digits, 'Digits', Missing)
   with pytest.raises(AssertionError, match='give its shape in IMAGES'):
-    train.setup(load('vit_digits', ''))
+    experiment.setup(load('vit_digits', ''))
   monkeypatch.setitem(IMAGES, 'vit_digits', (8, 8, 1))
-  made = train.setup(load('vit_digits', ''))
+  made = experiment.setup(load('vit_digits', ''))
   assert made.batch_spec['image'].shape == (64, 8, 8, 1)
-  assert len(train.build_evals(made)) == 2
+  assert len(experiment.build_evals(made)) == 2

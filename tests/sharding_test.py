@@ -109,7 +109,10 @@ def logical_names(text: str) -> set[str]:
   for call in calls:
     called = ast.unparse(call.func).rpartition('.')[2]
     if called in ('logical', 'with_logical_partitioning', 'with_logical_constraint'):
-      for value in (*call.args[1:], *(k.value for k in call.keywords if 'mesh' not in (k.arg or ''))):
+      for value in (
+        *call.args[1:],
+        *(k.value for k in call.keywords if 'mesh' not in (k.arg or '')),
+      ):
         names |= {n.value for n in ast.walk(value) if isinstance(n, ast.Constant) and n.value}
   return names
 
@@ -144,13 +147,13 @@ ENCODERS = [
 def test_every_parameter_has_logical_axes_and_a_valid_sharding(fields):
   variables = abstract_variables(make_objective(**fields), make_spec())
   mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
-  boxes = jax.tree.leaves(variables['params'], is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata))
+  boxes = jax.tree.leaves(
+    variables['params'], is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata)
+  )
   assert all(isinstance(box, nn.LogicallyPartitioned) for box in boxes)
   assert all(len(box.names) == box.value.ndim for box in boxes)
   placed = sharding.parameter_shardings(variables, mesh)
-  for leaf, to in zip(
-    jax.tree.leaves(nn.unbox(variables)), jax.tree.leaves(placed), strict=True
-  ):
+  for leaf, to in zip(jax.tree.leaves(nn.unbox(variables)), jax.tree.leaves(placed), strict=True):
     shard = to.shard_shape(leaf.shape)  # raises where an axis is named twice or not divided
     assert math.prod(leaf.shape) % math.prod(shard) == 0
 

@@ -1,4 +1,4 @@
-"""The loop: killed and resumed it ends in the same bits; the mesh, workers and processes do not matter."""
+"""The loop: killed and resumed it ends in the same bits; mesh and workers do not matter."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from vit_jax import config as config_lib
-from vit_jax import metrics, train
+from vit_jax import experiment, metrics, train
 
 ROOT = Path(__file__).parents[1]
 TINY = (
@@ -199,7 +199,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good(tmp_pat
     return bad
 
   monkeypatch.setattr(train, 'make_train_step', make_bad)
-  with pytest.raises(FloatingPointError, match=r'loss is inf at step 4; .* the last good one is step 2'):
+  with pytest.raises(
+    FloatingPointError, match=r'loss is inf at step 4; .* last good one is step 2'
+  ):
     train.train_and_evaluate(tiny('--config.log.every.steps=50'), tmp_path)
   assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == ['2']
   monkeypatch.undo()
@@ -215,7 +217,7 @@ def test_another_config_in_the_same_workdir_is_refused(whole):
 
 def test_evaluate_gives_what_the_run_ended_with(whole):
   last = metrics.read(whole[1])[-1]
-  for name, value in train.evaluate(whole[1]).items():
+  for name, value in experiment.evaluate(whole[1]).items():
     assert value == pytest.approx(last[name], rel=1e-6), name
 
 

@@ -1,4 +1,4 @@
-"""From a config's plain data to objects: `{'type': 'models.vit.ViT', 'variant': 'S/16'}` -> `ViT(variant='S/16')`."""
+"""From plain data to objects: `{'type': 'models.vit.ViT', 'variant': 'S/16'}` -> `ViT('S/16')`."""
 
 import difflib
 import importlib

@@ -1,4 +1,4 @@
-"""Checkpoints: Orbax, asynchronous; the best and the last are kept; a wrong one is one clear sentence."""
+"""Checkpoints: Orbax, asynchronous; the best and the last stay; a wrong one is one sentence."""
 
 import json
 import logging
@@ -13,8 +13,8 @@ from etils import epath
 from flax import traverse_util
 from orbax.checkpoint import checkpoint_managers as policies
 
+from vit_jax.choices import check_choice
 from vit_jax.state import TrainState
-
 
 # Orbax writes pages to the log about a failure that `Checkpoints` raises as one sentence.
 logging.getLogger('absl').addFilter(lambda record: '/orbax/' not in record.pathname)
@@ -44,8 +44,7 @@ class Checkpoints:
     Raises:
       ValueError: a mode that is neither, or nothing to keep.
     """
-    if mode not in ('max', 'min'):
-      raise ValueError(f"unknown checkpoint mode {mode!r}; choose from 'max', 'min'")
+    check_choice('checkpoint mode', mode, ('max', 'min'))
     if keep_last < 1:
       raise ValueError(f'checkpoint.keep_last is {keep_last}; at least 1 must be kept')
     self.folder = epath.Path(workdir).absolute() / 'checkpoints'

@@ -1,7 +1,8 @@
-"""Transforms written as one string of calls: `'decode | random_resized_crop(32, min_area=0.2) | flip'`.
+"""Transforms as one string of calls: `'decode | random_resized_crop(32, min_area=0.2) | flip'`.
 
-The same syntax on the host (`data/transforms.py`) and on the device (`augment/`). Names are looked up in one module,
-arguments are Python literals only, so a config stays pure data that can be printed, compared and overridden.
+The same syntax on the host (`data/transforms.py`) and on the device (`augment/`). Names are looked
+up in one module, arguments are Python literals only, so a config stays pure data that can be
+printed, compared and overridden.
 """
 
 import ast
@@ -59,7 +60,8 @@ def build(text: str, module: ModuleType) -> list[Any]:
   """Makes the transforms that `text` names in `module`, in order.
 
   Raises:
-    ValueError: an unknown name (the choices are listed) or arguments that the transform does not take.
+    ValueError: an unknown name (the choices are listed), or arguments that the transform does not
+      take.
   """
   known = choices(module)
   made = []
@@ -87,4 +89,6 @@ def _call(node: ast.expr, text: str) -> Call:
       raise ValueError(f'arguments in {text!r} must be literals: {ast.unparse(node)!r}') from None
     if len(kwargs) == len(node.keywords):
       return Call(node.func.id, args, kwargs)
-  raise ValueError(f'cannot read {ast.unparse(node)!r} in {text!r}; write name(argument, ...) | ...')
+  raise ValueError(
+    f'cannot read {ast.unparse(node)!r} in {text!r}; write name(argument, ...) | ...'
+  )

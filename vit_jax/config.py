@@ -77,11 +77,18 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name in REQUIRED.get(group, ()):
       if name not in there:
         raise ValueError(f'the config lacks {f"{group}.{name}"!r}')
-  _check_data(plain(config), 'config')
+  _check_pure(plain(config), 'config')
+  for name, value in (
+    ('seed', config.seed),
+    ('data.num_workers', config.data.get('num_workers')),
+    ('data.max_bad_share', config.data.get('max_bad_share')),
+  ):
+    if value is not None and value < 0:
+      raise ValueError(f'{name} must be 0 or more, got {value}')
 
 
 def plain(config: Any) -> Any:
-  """The config as JSON has it: dicts, lists, numbers, strings; units that are not set are left out."""
+  """The config as JSON has it: dicts, lists, numbers, strings; without units that are not set."""
   if isinstance(config, ml_collections.ConfigDict):
     config = config.to_dict()
   if isinstance(config, Mapping):
@@ -138,13 +145,13 @@ def _read(path: str) -> ml_collections.ConfigDict:
   return module.get_config(argument)
 
 
-def _check_data(value: Any, name: str) -> None:
+def _check_pure(value: Any, name: str) -> None:
   if isinstance(value, dict):
     for key, inner in value.items():
-      _check_data(inner, f'{name}.{key}')
+      _check_pure(inner, f'{name}.{key}')
   elif isinstance(value, list):
     for i, inner in enumerate(value):
-      _check_data(inner, f'{name}[{i}]')
+      _check_pure(inner, f'{name}[{i}]')
   elif not isinstance(value, str | int | float | None):
     kind = type(value).__name__
     raise ValueError(f'{name} is {value!r} ({kind}); a config holds numbers, strings and tuples')
@@ -242,5 +249,3 @@ def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 def _join(names: Any) -> str:
   return ', '.join(map(repr, names))
-
-

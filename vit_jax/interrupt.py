@@ -9,8 +9,8 @@ from typing import Any, Self
 class Interrupt:
   """While entered, notes SIGTERM and the first SIGINT instead of dying of them.
 
-  A second SIGINT interrupts at once, as it would without this. Outside the main thread, where Python
-  allows no handlers, it notes nothing.
+  A second SIGINT interrupts at once, as it would without this. Outside the main thread, where
+  Python allows no handlers, it notes nothing.
 
   Attributes:
     requested: the signal's name, or '' while there was none.

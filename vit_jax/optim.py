@@ -35,6 +35,7 @@ import jax.numpy as jnp
 import optax
 
 from vit_jax import rules, units
+from vit_jax.choices import check_choice
 from vit_jax.rules import Row, describe
 
 __all__ = ['Optimizer', 'Row', 'build_optimizer', 'build_schedule', 'describe']
@@ -210,7 +211,7 @@ def build_schedule(
     'rsqrt': lambda step: jax.lax.rsqrt(1 + jnp.asarray(step, jnp.float32) / timescale),
     'constant': optax.constant_schedule(1.0),
   }
-  shape = shapes[_choose('schedule', schedule, SCHEDULES)]
+  shape = shapes[check_choice('schedule', schedule, SCHEDULES)]
 
   def learning_rate_at(step):
     step = jnp.minimum(step, total_steps)
@@ -228,13 +229,13 @@ def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
   """The config with its defaults, each value checked."""
   what = "optimizer field (an optimizer's own go in options=dict(...))"
   for field in dict(config):
-    _choose(what, field, DEFAULTS)
+    check_choice(what, field, DEFAULTS)
   fields = {**DEFAULTS, **_without_none(config)}
-  build = OPTIMIZERS[_choose('optimizer', fields['name'], OPTIMIZERS)]
+  build = OPTIMIZERS[check_choice('optimizer', fields['name'], OPTIMIZERS)]
   options = fields['options'] = _without_none(fields['options'])
   for option in options:
-    _choose(f'option of {fields["name"]!r}', option, inspect.getfullargspec(build).kwonlyargs)
-  _choose('schedule', fields['schedule'], SCHEDULES)
+    check_choice(f'option of {fields["name"]!r}', option, inspect.getfullargspec(build).kwonlyargs)
+  check_choice('schedule', fields['schedule'], SCHEDULES)
   rules.check_number('optimizer.learning_rate', fields['learning_rate'], positive=True)
   rules.check_number('optimizer.weight_decay', fields['weight_decay'])
   rules.check_number('optimizer.end_value', fields['end_value'])
@@ -282,10 +283,3 @@ def _labels(rows: Mapping[str, Row]) -> Callable[[Any], Any]:
     jax.tree_util.tree_map_with_path,
     lambda path, _: 'freeze' if rows[rules.name(path)].frozen else 'train',
   )
-
-
-def _choose(what: str, value: Any, choices: Any) -> Any:
-  if value not in choices:
-    options = ', '.join(map(repr, choices))
-    raise ValueError(f'unknown {what} {value!r}; choose from {options}')
-  return value

@@ -1,4 +1,4 @@
-"""The mesh, and the table from logical axes to mesh axes. The only file that knows the mesh's axes."""
+"""The mesh, and the table from logical to mesh axes. The only file that knows the mesh's axes."""
 
 import math
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ AXES = ('data', 'fsdp', 'tensor')
 # The batch is split over both: naming 'data' alone would make XLA gather it again.
 BATCH_AXES = ('data', 'fsdp')
 
-# Logical axis of a parameter -> mesh axis. Every name that a model uses stands here (a test sees to it).
+# Logical axis of a parameter -> mesh axis. A test sees to it that every name in use stands here.
 LOGICAL_AXES: dict[str, str | tuple[str, ...] | None] = {
   'batch': BATCH_AXES,
   'embed': 'fsdp',

@@ -21,7 +21,7 @@ class TrainState:
   Attributes:
     step: how many updates have been made, a scalar int32.
     params: the objective's parameters.
-    model_state: its other collections (batch statistics, teachers, cluster assignments), often `{}`.
+    model_state: its other collections (batch statistics, a teacher, clusters), often `{}`.
     opt_state: the optimizer's.
     rng: the key that every step folds its number into; it never changes.
   """
@@ -105,7 +105,7 @@ def init_state(
 def state_shardings(
   objective: nn.Module, batch_spec: Batch, abstract: TrainState, mesh: Mesh
 ) -> TrainState:
-  """Shardings of a whole state: moments lie as their parameters do, the rest is whole everywhere."""
+  """Shardings of a state: moments lie as their parameters do, the rest is whole everywhere."""
   variables = sharding.parameter_shardings(abstract_variables(objective, batch_spec), mesh)
   params = variables.pop('params', {})
   by_path = {

@@ -1,8 +1,6 @@
 """The training loop. It knows no method by name: a method is an objective and a config."""
 
 import collections
-import dataclasses
-import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -14,74 +12,18 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
-from jax.sharding import Mesh
 
-from vit_jax import config as config_lib
-from vit_jax import optim, sharding, units, workdirs
+from vit_jax import experiment, sharding, workdirs
 from vit_jax.arrays import Array, Batch
-from vit_jax.build import build
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.data import pipeline
-from vit_jax.data.spec import batch_spec
+from vit_jax.experiment import Experiment
 from vit_jax.interrupt import Interrupt
 from vit_jax.metrics import Writer
-from vit_jax.state import TrainState, abstract_variables, init_state, streams
+from vit_jax.state import TrainState, init_state, streams
 
 # How many steps the host may run ahead of the device.
 MAX_IN_FLIGHT = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
-  """What a config describes, built.
-
-  Attributes:
-    config: the config.
-    mesh: the devices.
-    source: the training examples.
-    objective: the method.
-    batch_spec: shapes and dtypes of a global training batch.
-    optimizer: transformation, schedule and table of parameters.
-    total_steps: length of the training.
-  """
-
-  config: ml_collections.ConfigDict
-  mesh: Mesh
-  source: Any
-  objective: nn.Module
-  batch_spec: dict[str, jax.ShapeDtypeStruct]
-  optimizer: optim.Optimizer
-  total_steps: int
-
-  def steps(self, amount: Mapping[str, Any] | None, name: str) -> int | None:
-    """A number of steps, epochs or examples as steps of this run; None stays None."""
-    if not amount or all(value is None for value in amount.values()):
-      return None
-    return units.steps(
-      amount, batch_size=self.config.batch_size, num_examples=len(self.source), name=name
-    )
-
-
-def setup(config: ml_collections.ConfigDict) -> Setup:
-  """Builds what a config describes, and computes nothing yet.
-
-  Raises:
-    ValueError: whatever in the config cannot be, with the choices.
-  """
-  config_lib.check(config)
-  mesh = sharding.make_mesh(config.get('mesh') or {})
-  pipeline.check_batch_size(config.batch_size, sharding.batch_sharding(mesh))
-  source = build(config.data.source)
-  objective = build(config.objective)
-  spec = batch_spec(source, config.data.host, config.batch_size)
-  steps = functools.partial(units.steps, batch_size=config.batch_size, num_examples=len(source))
-  total_steps = steps(config.total, name='total')
-  with jax.set_mesh(mesh):
-    params = nn.unbox(abstract_variables(objective, spec))['params']
-  optimizer = optim.build_optimizer(
-    config.optimizer, params, total_steps=total_steps, steps=steps
-  )
-  return Setup(config, mesh, source, objective, spec, optimizer, total_steps)
 
 
 def make_train_step(
@@ -142,9 +84,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
   """
   begun = time.monotonic()
   workdirs.check(workdir, config)
-  made = setup(config)
+  made = experiment.setup(config)
   save_every = made.steps((config.get('checkpoint') or {}).get('every'), 'checkpoint.every')
-  with jax.set_mesh(made.mesh), open_checkpoints(workdir, config) as checkpoints:
+  with jax.set_mesh(made.mesh), experiment.open_checkpoints(workdir, config) as checkpoints:
     make, like = init_state(
       made.objective, made.optimizer.tx, made.batch_spec, config.seed, made.mesh
     )
@@ -176,84 +118,12 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
       return state
 
 
-def open_checkpoints(workdir: str | Path, config: ml_collections.ConfigDict) -> Checkpoints:
-  """The checkpoints of `workdir`, kept as `config.checkpoint` says."""
-  fields = dict(config.get('checkpoint') or {})
-  fields.pop('every', None)
-  return build({'type': 'checkpoint.Checkpoints', **fields}, workdir=workdir)
-
-
-def evaluate(workdir: str | Path, step: str | int = 'last') -> dict[str, float]:
-  """Runs the evaluators of a run on one of its checkpoints.
-
-  Args:
-    workdir: the run's folder.
-    step: a step, 'last' or 'best'.
-
-  Returns:
-    `<eval name>/<metric>` to value, as at the end of training.
-
-  Raises:
-    FileNotFoundError: no run, or no such checkpoint.
-    ValueError: a step that is none.
-  """
-  config = workdirs.saved_config(workdir)
-  made = setup(config)
-  with jax.set_mesh(made.mesh), open_checkpoints(workdir, config) as checkpoints:
-    _, like = init_state(
-      made.objective, made.optimizer.tx, made.batch_spec, config.seed, made.mesh
-    )
-    state = checkpoints.restore(like, checkpoints.find(step))
-    return run_evals(build_evals(made), state)
-
-
-def build_periodic(
-  made: Setup, field: str, extra: Callable[[str], dict[str, Any]]
-) -> dict[str, tuple[Any, int | None]]:
-  """Evaluators or hooks by name, each with its period in steps; None runs at the end only.
-
-  Args:
-    made: the run.
-    field: of the config, 'evals' or 'hooks'.
-    extra: by name, what they are called with besides their fields.
-  """
-  built = {}
-  for name, spec in (made.config.get(field) or {}).items():
-    spec = spec.to_dict()
-    every = made.steps(spec.pop('every', None), f'{field}.{name}.every')
-    built[name] = build(spec, **extra(name)), every
-  return built
-
-
-def build_evals(made: Setup, writer: Writer | None = None) -> dict[str, tuple[Any, int | None]]:
-  """The evaluators by name; their pictures go to `writer`, under that name."""
-  return build_periodic(
-    made,
-    'evals',
-    lambda name: dict(
-      objective=made.objective, mesh=made.mesh, writer=writer and writer.under(name)
-    ),
-  )
-
-
-def run_evals(
-  evals: Mapping[str, tuple[Any, int | None]], state: TrainState, step: int | None = None
-) -> dict[str, float]:
-  """Runs the evaluators that are due at `step`; all of them, and for the last time, at None."""
-  results = {}
-  for name, (evaluator, every) in evals.items():
-    if step is None or (every and step % every == 0):
-      values = evaluator.run(state, final=step is None)
-      results.update({f'{name}/{key}': value for key, value in values.items()})
-  return results
-
-
 class Loop:
   """Steps, and what happens between them: log, hooks, evaluation, checkpoints."""
 
   def __init__(
     self,
-    made: Setup,
+    made: Experiment,
     like: TrainState,
     checkpoints: Checkpoints,
     save_every: int | None,
@@ -269,10 +139,15 @@ class Loop:
       writer: where metrics go.
     """
     config = made.config
-    self.made, self.checkpoints, self.save_every, self.writer = made, checkpoints, save_every, writer
+    self.made, self.checkpoints, self.save_every, self.writer = (
+      made,
+      checkpoints,
+      save_every,
+      writer,
+    )
     self.log_every = made.steps((config.get('log') or {}).get('every'), 'log.every') or 50
-    self.evals = build_evals(made, writer)
-    self.hooks = build_periodic(
+    self.evals = experiment.build_evals(made, writer)
+    self.hooks = experiment.build_periodic(
       made, 'hooks', lambda name: dict(objective=made.objective, mesh=made.mesh)
     )
     self.train_step = jax.jit(
@@ -325,7 +200,7 @@ class Loop:
       if every and step % every == 0:
         state = hook(step, state)
     # Evaluate before the state is donated to the next step.
-    results = run_evals(self.evals, state, None if last else step)
+    results = experiment.run_evals(self.evals, state, None if last else step)
     if results:
       self.writer.scalars(step, results)
     if last or (self.save_every and step % self.save_every == 0):

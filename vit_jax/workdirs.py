@@ -17,7 +17,7 @@ from vit_jax import metrics, optim, report
 from vit_jax.checkpoint import read_json, write_json
 
 if TYPE_CHECKING:
-  from vit_jax.train import Setup
+  from vit_jax.experiment import Experiment
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
@@ -48,7 +48,7 @@ def saved_config(workdir: str | Path) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(_tuples(saved))
 
 
-def start(workdir: str | Path, made: 'Setup') -> None:
+def start(workdir: str | Path, made: 'Experiment') -> None:
   """Writes `config.json`, `parameters.json` and `run.json`."""
   if jax.process_index():
     return
@@ -77,7 +77,7 @@ def start(workdir: str | Path, made: 'Setup') -> None:
   )
 
 
-def opening(made: 'Setup', step: int) -> str:
+def opening(made: 'Experiment', step: int) -> str:
   """What is printed before the first step: the parameters and what is done to which."""
   config = made.config
   count = sum(int(np.prod(row.shape)) for row in made.optimizer.table)
@@ -111,4 +111,3 @@ def _tuples(value: Any) -> Any:
   if isinstance(value, list):
     return tuple(_tuples(v) for v in value)
   return value
-

@@ -50,8 +50,8 @@ def test_hue_keeps_the_luma_and_moves_the_hue():
 
 def test_hue_reaches_every_hue_and_leaves_grey_alone():
   red = jnp.full((1, 1, 3), 0.5).at[..., 0].set(0.6)
-  keys = jax.random.split(KEY, 64)
-  hues = [colorsys.rgb_to_hsv(*np.asarray(augment.hue(0.5)(k, red))[0, 0])[0] for k in keys]
+  turned = jax.jit(augment.compose('hue(0.5)'))(KEY, jnp.stack([red] * 64))
+  hues = [colorsys.rgb_to_hsv(*color)[0] for color in np.asarray(turned)[:, 0, 0]]
   assert len(set(np.floor(np.array(hues) * 6))) == 6
   gray = jnp.full((2, 2, 3), 0.3)
   np.testing.assert_allclose(augment.hue(0.5)(KEY, gray), gray, atol=1e-5)
@@ -73,8 +73,8 @@ def test_color_distort_takes_the_contrast_about_what_is_visible():
   # One visible grey on an invisible rest: whatever the contrast, only its brightness moves.
   image = np.zeros((4, 4, 4), np.float32)
   image[1, 1] = (0.5, 0.5, 0.5, 1.0)
-  keys = jax.random.split(KEY, 20)
-  out = jax.vmap(lambda k: augment.color_distort(0.5, p=1.0, gray=0.0)(k, jnp.asarray(image)))(keys)
+  run = jax.jit(augment.compose('color_distort(0.5, p=1.0, gray=0.0)'))
+  out = run(KEY, jnp.stack([image] * 20))
   values = np.asarray(out)[:, 1, 1, :3]
   assert values.min() >= 0.5 * 0.6 - 1e-5 and values.max() <= 0.5 * 1.4 + 1e-5
   assert values.std() > 0.05

@@ -1,4 +1,4 @@
-"""Edges: contours against a NumPy loop, and what outlines, sketches and stencils of simple shapes must be."""
+"""Edges: contours against a NumPy loop; outlines, sketches and stencils of simple shapes."""
 
 import jax
 import jax.numpy as jnp

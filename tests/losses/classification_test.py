@@ -36,7 +36,9 @@ def softmax_loop(logits, label, smoothing):
   losses = []
   for row, target in zip(logits.astype(float), as_targets(label, smoothing), strict=True):
     total = sum(math.exp(x - max(row)) for x in row)
-    losses.append(-sum(t * (x - max(row) - math.log(total)) for x, t in zip(row, target, strict=True)))
+    losses.append(
+      -sum(t * (x - max(row) - math.log(total)) for x, t in zip(row, target, strict=True))
+    )
   return losses
 
 
@@ -85,7 +87,9 @@ def test_softmax_of_probabilities_is_their_cross_entropy():
   np.testing.assert_allclose(FUNCTIONS['softmax'](logits, label), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(('name', 'chance'), [('softmax', math.log(K)), ('sigmoid', K * math.log(2))])
+@pytest.mark.parametrize(
+  ('name', 'chance'), [('softmax', math.log(K)), ('sigmoid', K * math.log(2))]
+)
 def test_equal_logits_give_the_chance_value(name, chance):
   _, label = make()
   for smoothing in (0.0, 0.1):

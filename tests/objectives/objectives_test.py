@@ -48,7 +48,7 @@ class Spec:
     chance: the loss at the start.
     random: more fields, with which training draws random numbers.
     outputs: method -> shape of what it gives for a batch.
-    fits: metrics that 100 steps of Adam on 8 examples bring to at least this; the loss falls below 0.1.
+    fits: metrics that 100 steps of Adam on 8 examples bring to at least this.
   """
 
   fields: Mapping[str, Any]

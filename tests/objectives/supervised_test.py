@@ -47,7 +47,9 @@ def seen(objective, variables, batch, *, train=False, **kwargs):
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize(('loss', 'chance'), [('softmax', math.log(K)), ('sigmoid', K * math.log(2))])
+@pytest.mark.parametrize(
+  ('loss', 'chance'), [('softmax', math.log(K)), ('sigmoid', K * math.log(2))]
+)
 def test_starts_at_chance_whatever_the_images(loss, chance):
   objective, variables = make(loss=loss, label_smoothing=0.1)
   for train in (False, True):
@@ -82,7 +84,9 @@ def test_images_are_normalised_by_channel():
   objective, variables = make(mean=mean, std=std)
   batch = make_batch()
   expected = (batch['image'] / 255 - np.array(mean)) / np.array(std)
-  np.testing.assert_allclose(seen(objective, variables, batch)['image'], expected, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(
+    seen(objective, variables, batch)['image'], expected, rtol=1e-5, atol=1e-6
+  )
 
 
 def test_augments_and_smooths_in_training_only():
@@ -167,11 +171,20 @@ def test_a_head_in_float32_on_an_encoder_in_bfloat16():
 @pytest.mark.smoke
 def test_an_unknown_loss_lists_the_choices():
   objective = Supervised(Pixels(), num_classes=K, loss='hinge')
-  with pytest.raises(ValueError, match="^unknown loss 'hinge'; choose from 'softmax', 'sigmoid'"):
+  with pytest.raises(ValueError, match=r"^unknown loss 'hinge'; choose from 'softmax', 'sigmoid'"):
+    jax.eval_shape(lambda: objective.init(jax.random.PRNGKey(0), make_batch(), train=False))
+
+
+@pytest.mark.parametrize('num_classes', [0, -1])
+def test_a_head_has_at_least_one_class(num_classes):
+  objective = Supervised(Pixels(), num_classes=num_classes)
+  with pytest.raises(ValueError, match=f'^num_classes must be at least 1, got {num_classes}'):
     jax.eval_shape(lambda: objective.init(jax.random.PRNGKey(0), make_batch(), train=False))
 
 
 def test_an_unknown_transform_lists_the_choices():
   objective = Supervised(Pixels(), num_classes=K, augment='sharpen')
-  with pytest.raises(ValueError, match="unknown transform 'sharpen' in 'sharpen'; choose from 'aff"):
+  with pytest.raises(
+    ValueError, match="unknown transform 'sharpen' in 'sharpen'; choose from 'aff"
+  ):
     objective.apply(make()[1], make_batch(), train=True, rngs={'augment': jax.random.PRNGKey(0)})

@@ -1,7 +1,7 @@
-"""Augmentation on the device, inside the step: each operation is a factory of `(rng, image) -> image`.
+"""Augmentation on the device, inside the step: each is a factory of `(rng, image) -> image`.
 
-An image is float in [0, 1], [H, W, C], with C 1 (grey), 3 (RGB) or 4 (RGBA, alpha not premultiplied). `compose`
-makes one function for a batch out of the string that a config gives.
+An image is float in [0, 1], [H, W, C], with C 1 (grey), 3 (RGB) or 4 (RGBA, alpha not
+premultiplied). `compose` makes one function for a batch out of the string that a config gives.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ __all__ = [
 
 
 def compose(text: str) -> Callable[[Array, Array], Array]:
-  """Makes `(rng, images [B, H, W, C]) -> images` out of calls such as `'affine(rotate=10) | background(p=0.5)'`.
+  """Makes `(rng, images [B, H, W, C]) -> images` out of `'affine(rotate=10) | grayscale(p=0.2)'`.
 
-  Each image gets its own key, `jax.random.split(rng, B)`, and each operation a key of its own from that one.
+  Each image gets its own key, `jax.random.split(rng, B)`, and from it each operation its own.
 
   Raises:
     ValueError: an unknown operation (the choices are listed) or arguments that it does not take.

@@ -1,4 +1,4 @@
-"""How an operation of `augment/` is put together: it happens to an image with a probability, in float32."""
+"""What the operations of `augment/` share: they happen with a probability, in float32."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Augment = Callable[[Array, Array], Array]  # (rng, image [H, W, C]) -> image [H,
 def sometimes(p: float, change: Augment) -> Augment:
   """Applies `change` with probability `p` and leaves the image as it is otherwise.
 
-  Both are computed and one is chosen, as `vmap` would have it anyhow. `change` sees float32 and keeps the shape;
-  its answer is clipped to [0, 1] and goes back to the dtype of the image.
+  Both are computed and one is chosen, as `vmap` would have it anyhow. `change` sees float32 and
+  keeps the shape; its answer is clipped to [0, 1] and goes back to the dtype of the image.
 
   Raises:
     ValueError: `p` lies outside [0, 1].

@@ -1,4 +1,4 @@
-"""Photometric changes. They act on the colours of RGB and RGBA (alpha is kept) and, where it makes sense, on grey."""
+"""Photometric changes of RGB, RGBA (alpha is kept) and, where it makes sense, grey."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def luma(color: Array) -> Array:
 def color_distort(strength: float = 1.0, p: float = 0.8, gray: float = 0.2) -> Augment:
   """SimCLR's colour distortion: jitter with probability `p`, then grey with probability `gray`.
 
-  Brightness, contrast and saturation are multiplied by 1 +- 0.8 `strength` and the hue turned by up to
-  0.2 `strength` of a circle, as in Appendix A of arXiv:2002.05709, but in this one order, and with contrast
-  taken about the mean of what is visible.
+  Brightness, contrast and saturation are multiplied by 1 +- 0.8 `strength` and the hue turned by
+  up to 0.2 `strength` of a circle, as in Appendix A of arXiv:2002.05709, but in this one order,
+  and with contrast taken about the mean of what is visible.
 
   Raises:
     ValueError: `strength` is negative, or a probability outside [0, 1].

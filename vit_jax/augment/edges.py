@@ -1,4 +1,4 @@
-"""From painted to drawn: outlines, line drawings and stencils, for drawings on transparent or white ground."""
+"""From painted to drawn: outlines, sketches and stencils, on transparent or white ground."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from vit_jax.augment.color import luma
 def contours(image: Array) -> Array:
   """How strongly colour or alpha changes about each pixel, [H, W, C] -> [H, W, 1] in [0, 1].
 
-  The largest minus the smallest value in the cross of 5 pixels, the largest over the channels; RGBA counts
-  as painted on white, and its alpha as one more channel. Outside of the image lies white, or transparency.
+  The largest minus the smallest value in the cross of 5 pixels, the largest over the channels;
+  RGBA counts as painted on white, and its alpha as one more channel. Outside of the image lies
+  white, or transparency.
   """
   color, alpha = split_alpha(image)
   if alpha is not None:
@@ -60,7 +61,7 @@ def outline(p: float = 0.5) -> Augment:
 
 
 def sketch(p: float = 0.2) -> Augment:
-  """Keeps the contours alone, in black on nothing (on white where there is no alpha), with probability `p`.
+  """Keeps the contours alone, black on nothing (on white without alpha), with probability `p`.
 
   Raises:
     ValueError: `p` lies outside [0, 1].

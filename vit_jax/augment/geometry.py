@@ -1,4 +1,4 @@
-"""Where things are: one affine warp for scale, aspect, rotation, shear, shift and flip; and erasing."""
+"""Where things are: one affine warp (scale, aspect, rotation, shear, shift, flip); and erasing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def affine(
   """Warps the image about its centre, all at once and with one bilinear lookup.
 
   Args:
-    scale: the drawing becomes this much larger, (low, high), evenly drawn in its logarithm; below 1 it shrinks.
+    scale: the drawing becomes this much larger, (low, high), evenly drawn in its logarithm; below 1
+      it shrinks.
     aspect: height over width is multiplied by up to this factor or its inverse; 1 keeps it.
     rotate: up to this many degrees either way.
     shear: the x axis leans by up to this slope either way.
@@ -33,7 +34,8 @@ def affine(
     p: the probability of any of this.
 
   Raises:
-    ValueError: `scale` is no range above 0, `aspect` is below 1, or a probability lies outside [0, 1].
+    ValueError: `scale` is no range above 0, `aspect` is below 1, or a probability lies outside
+      [0, 1].
   """
   low, high = np.log(check_range('scale', scale, least=1e-3))
   if aspect < 1:
@@ -61,8 +63,9 @@ def warp(image: Array, matrix: Array, shift: Array, *, fill: float = 1.0) -> Arr
   """Looks up, for each pixel of the answer, a place in `image`, bilinearly.
 
   Args:
-    image: [H, W, C]; of RGBA the colours are weighted by alpha, so that what is invisible does not bleed in.
-    matrix: [2, 2], from (row, column) about the centre of the answer, in parts of the sides, to those of the image.
+    image: [H, W, C]; the colours of RGBA are weighted by alpha: what is invisible does not bleed.
+    matrix: [2, 2], from (row, column) about the centre of the answer, in parts of the sides, to
+      those of the image.
     shift: [2], (row, column) by which the drawing moves, in parts of the sides.
     fill: what lies outside of the image; transparency for RGBA.
   """

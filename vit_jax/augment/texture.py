@@ -12,8 +12,8 @@ from vit_jax.augment.chance import Augment, check_range, join_alpha, sometimes, 
 def blur(p: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0)) -> Augment:
   """Gaussian blur of a random width, with probability `p`.
 
-  SimCLR, Appendix A of arXiv:2002.05709, draws sigma from (0.1, 2.0) and cuts the kernel at a tenth of the side;
-  here nothing is cut: each axis is one product with an [H, H] matrix whose rows sum to 1.
+  SimCLR, Appendix A of arXiv:2002.05709, draws sigma from (0.1, 2.0) and cuts the kernel at a tenth
+  of the side; here nothing is cut: each axis is one product with a matrix whose rows sum to 1.
 
   Args:
     p: the probability.

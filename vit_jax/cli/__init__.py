@@ -52,6 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _without_echoes(kind: type[BaseException], error: BaseException, trace: object) -> None:
-  """Leaves out what TensorStore prints after a failed save, whose one sentence is printed already."""
+  """Leaves out what TensorStore prints after a failed save, whose one sentence says it all."""
   if str(error) != 'Event loop is closed':
     sys.__excepthook__(kind, error, trace)

@@ -11,8 +11,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Restores a checkpoint, runs every evaluator once and prints the table."""
-  from vit_jax import metrics, train
+  from vit_jax import experiment, metrics
 
-  results = train.evaluate(args.workdir, args.step)
+  results = experiment.evaluate(args.workdir, args.step)
   print(metrics.final_table(results))
   return 0

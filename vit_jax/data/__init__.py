@@ -1,0 +1,1 @@
+"""Sources, host transforms and the pipeline from a source to global batches."""

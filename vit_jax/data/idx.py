@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.choices import check_choice
 from vit_jax.data import splits
 
 _CLASSES = {
@@ -44,9 +45,7 @@ class Idx:
       ValueError: an unknown dataset or split, or a file that is truncated or damaged (it is named).
       FileNotFoundError: no directory or a file is missing; the names expected are listed.
     """
-    if dataset not in _CLASSES:
-      choices = ', '.join(repr(choice) for choice in _CLASSES)
-      raise ValueError(f'unknown dataset {dataset!r}; choose from {choices}')
+    check_choice('dataset', dataset, _CLASSES)
     directory = directory or _DIRECTORIES.get(dataset)
     if not directory:
       raise ValueError(f'directory is not set: say where the four IDX files of {dataset!r} are')

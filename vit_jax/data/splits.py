@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from vit_jax.choices import check_choice
+
 _PART = re.compile(r'(?P<name>[\w-]+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?')
 
 
@@ -74,9 +76,7 @@ def _parts(spec: str, sizes: Mapping[str, int]) -> tuple[Part, ...]:
         "'train+test'"
       )
     name = match['name']
-    if name not in sizes:
-      choices = ', '.join(repr(choice) for choice in sizes)
-      raise ValueError(f'unknown split {name!r}; choose from {choices}')
+    check_choice('split', name, sizes)
     start = _position(match['start'] or '0', sizes[name], spec)
     stop = _position(match['stop'] or '100%', sizes[name], spec)
     if start >= stop:

@@ -1,0 +1,1 @@
+"""Evaluators: state to {name: value}."""

@@ -1,0 +1,1 @@
+"""Hooks: `hook(step, state) -> state`, the only things that change the state between steps."""

@@ -1,0 +1,1 @@
+"""Losses: arrays to one loss an example."""

@@ -41,7 +41,7 @@ def softmax_cross_entropy(logits: Array, label: Array, *, smoothing: float = 0.0
 
 
 def sigmoid_cross_entropy(logits: Array, label: Array, *, smoothing: float = 0.0) -> Array:
-  """Binary cross-entropy of every class, summed over the classes: for labels that do not exclude each other.
+  """Binary cross-entropy summed over the classes, for labels that do not exclude each other.
 
   Args:
     logits: `[B, K]`.

@@ -1,0 +1,1 @@
+"""Encoders: arrays to features, without a head."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.arrays import Array
-from vit_jax.models.choices import check_choice
+from vit_jax.choices import check_choice
 
 # `auto` is `einsum`. Forward and backward in float32 on 2 CPU cores, einsum against xla: 24.6 and
 # 24.8 ms at [B, L, H, Dh] = [128, 65, 4, 32], 39.0 and 48.0 ms at [16, 197, 6, 64].

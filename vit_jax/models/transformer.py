@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.arrays import Array
+from vit_jax.choices import check_choice
 from vit_jax.models.attention import Attention
-from vit_jax.models.choices import check_choice
 
 init = nn.initializers
 logical = nn.with_logical_partitioning

@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vit_jax.arrays import Array
+from vit_jax.choices import check_choice
 from vit_jax.models.attention import IMPLEMENTATIONS, Attention
-from vit_jax.models.choices import check_choice
 from vit_jax.models.features import Features
 from vit_jax.models.positions import sincos2d
 from vit_jax.models.transformer import ACTIVATIONS, Block, Mlp, layer_norm

@@ -1,0 +1,1 @@
+"""Objectives: a batch to a loss and metrics, one file a method."""

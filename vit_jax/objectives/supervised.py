@@ -19,7 +19,8 @@ class Supervised(nn.Module):
     head_bias: the head's bias at the start. With 'sigmoid' and many classes, -log(K) or so (-10 for
       ImageNet-21k) starts the loss near its floor instead of at K log 2.
     augment: device transforms in training, such as `'color_distort(0.5) | blur'`.
-    eval_augment: device transforms in evaluation, such as a fixed background behind transparent drawings.
+    eval_augment: device transforms in evaluation, such as a fixed background behind transparent
+      drawings.
     mean: what pixels in [0, 1] are normalised by: a number, or one a channel.
     std: likewise.
   """
@@ -34,10 +35,13 @@ class Supervised(nn.Module):
   mean: float | tuple[float, ...] = 0.5
   std: float | tuple[float, ...] = 0.5
 
-  def setup(self):
+  def setup(self) -> None:
+    """Makes the head; raises ValueError for an unknown loss or no class."""
     if self.loss not in classification.LOSSES:
       options = ', '.join(map(repr, classification.LOSSES))
       raise ValueError(f'unknown loss {self.loss!r}; choose from {options}')
+    if self.num_classes < 1:
+      raise ValueError(f'num_classes must be at least 1, got {self.num_classes}')
     # Zeros: every class starts with the same logit, and the loss at its chance value.
     self.head = nn.Dense(
       self.num_classes,

@@ -18,6 +18,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vit_jax.choices import check_choice
+
 FOLDER = pathlib.Path(__file__).parent
 STYLES = ('google', 'twitter', 'openmoji', 'noto-mono')
 SPLITS = ('train', 'validation', 'test')
@@ -77,11 +79,6 @@ def draw_splits(rows: Sequence[dict[str, str]], *, seed: int) -> list[str]:
   return [split_of[row['base']] for row in rows]
 
 
-def _check(kind: str, value: str, choices: Sequence[str]) -> None:
-  if value not in choices:
-    raise ValueError(f'unknown {kind} {value!r}; choose from {", ".join(map(repr, choices))}')
-
-
 class Emoji:
   """The packaged emoji as a source: `len(source)`, `source[i] -> dict`.
 
@@ -120,12 +117,12 @@ class Emoji:
     rows = read_table()
     parts = split.split('+')
     for part in parts:
-      _check('split', part, (*SPLITS, 'all'))
+      check_choice('split', part, (*SPLITS, 'all'))
     if isinstance(styles, str):
       styles = (styles,)
     for style in styles:
-      _check('style', style, STYLES)
-    _check('label', label, LABELS)
+      check_choice('style', style, STYLES)
+    check_choice('label', label, LABELS)
     if len(background) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in background):
       raise ValueError(f'background {background!r} is not three integers from 0 to 255')
     self.split, self.styles, self.label = split, tuple(styles), label

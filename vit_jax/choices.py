@@ -1,10 +1,13 @@
 """One sentence for every field that takes one of a few names."""
 
 from collections.abc import Iterable
+from typing import TypeVar
+
+Choice = TypeVar('Choice')
 
 
-def check_choice(kind: str, value: object, choices: Iterable[str]) -> None:
-  """Raises `ValueError` with the choices where `value` is none of them.
+def check_choice(kind: str, value: Choice, choices: Iterable[object]) -> Choice:
+  """Returns `value`; raises `ValueError` with the choices where it is none of them.
 
   Args:
     kind: what the value is, for the message: `unknown pooling 'cls'; choose from 'token', ...`.
@@ -14,3 +17,4 @@ def check_choice(kind: str, value: object, choices: Iterable[str]) -> None:
   choices = tuple(choices)
   if value not in choices:
     raise ValueError(f'unknown {kind} {value!r}; choose from {", ".join(map(repr, choices))}')
+  return value

@@ -1,0 +1,145 @@
+"""An experiment: what a config describes, built."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import ml_collections
+from jax.sharding import Mesh
+
+from vit_jax import config as config_lib
+from vit_jax import optim, sharding, units, workdirs
+from vit_jax.build import build
+from vit_jax.checkpoint import Checkpoints
+from vit_jax.data import pipeline
+from vit_jax.data.spec import batch_spec
+from vit_jax.metrics import Writer
+from vit_jax.state import TrainState, abstract_variables, init_state
+
+# Evaluators or hooks by name, each with its period in steps; None is at the end only.
+Periodic = dict[str, tuple[Any, int | None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """What a config describes, built.
+
+  Attributes:
+    config: the config.
+    mesh: the devices.
+    source: the training examples.
+    objective: the method.
+    batch_spec: shapes and dtypes of a global training batch.
+    optimizer: transformation, schedule and table of parameters.
+    total_steps: length of the training.
+  """
+
+  config: ml_collections.ConfigDict
+  mesh: Mesh
+  source: Any
+  objective: nn.Module
+  batch_spec: dict[str, jax.ShapeDtypeStruct]
+  optimizer: optim.Optimizer
+  total_steps: int
+
+  def steps(self, amount: Mapping[str, Any] | None, name: str) -> int | None:
+    """A number of steps, epochs or examples as steps of this run; None stays None."""
+    if not amount or all(value is None for value in amount.values()):
+      return None
+    return units.steps(
+      amount, batch_size=self.config.batch_size, num_examples=len(self.source), name=name
+    )
+
+
+def setup(config: ml_collections.ConfigDict) -> Experiment:
+  """Builds what a config describes, and computes nothing yet.
+
+  Raises:
+    ValueError: whatever in the config cannot be, with the choices.
+  """
+  config_lib.check(config)
+  mesh = sharding.make_mesh(config.get('mesh') or {})
+  pipeline.check_batch_size(config.batch_size, sharding.batch_sharding(mesh))
+  source = build(config.data.source)
+  objective = build(config.objective)
+  spec = batch_spec(source, config.data.host, config.batch_size)
+  steps = functools.partial(units.steps, batch_size=config.batch_size, num_examples=len(source))
+  total_steps = steps(config.total, name='total')
+  with jax.set_mesh(mesh):
+    params = nn.unbox(abstract_variables(objective, spec))['params']
+  optimizer = optim.build_optimizer(config.optimizer, params, total_steps=total_steps, steps=steps)
+  return Experiment(config, mesh, source, objective, spec, optimizer, total_steps)
+
+
+def open_checkpoints(workdir: str | Path, config: ml_collections.ConfigDict) -> Checkpoints:
+  """The checkpoints of `workdir`, kept as `config.checkpoint` says."""
+  fields = dict(config.get('checkpoint') or {})
+  fields.pop('every', None)
+  return build({'type': 'checkpoint.Checkpoints', **fields}, workdir=workdir)
+
+
+def build_periodic(
+  made: Experiment, field: str, extra: Callable[[str], dict[str, Any]]
+) -> Periodic:
+  """Evaluators or hooks by name, each with its period in steps; None runs at the end only.
+
+  Args:
+    made: the run.
+    field: of the config, 'evals' or 'hooks'.
+    extra: by name, what they are called with besides their fields.
+  """
+  built = {}
+  for name, spec in (made.config.get(field) or {}).items():
+    spec = spec.to_dict()
+    every = made.steps(spec.pop('every', None), f'{field}.{name}.every')
+    built[name] = build(spec, **extra(name)), every
+  return built
+
+
+def build_evals(
+  made: Experiment, writer: Writer | None = None
+) -> dict[str, tuple[Any, int | None]]:
+  """The evaluators by name; their pictures go to `writer`, under that name."""
+  return build_periodic(
+    made,
+    'evals',
+    lambda name: dict(
+      objective=made.objective, mesh=made.mesh, writer=writer and writer.under(name)
+    ),
+  )
+
+
+def run_evals(evals: Periodic, state: TrainState, step: int | None = None) -> dict[str, float]:
+  """Runs the evaluators that are due at `step`; all of them, and for the last time, at None."""
+  results = {}
+  for name, (evaluator, every) in evals.items():
+    if step is None or (every and step % every == 0):
+      values = evaluator.run(state, final=step is None)
+      results.update({f'{name}/{key}': value for key, value in values.items()})
+  return results
+
+
+def evaluate(workdir: str | Path, step: str | int = 'last') -> dict[str, float]:
+  """Runs the evaluators of a run on one of its checkpoints.
+
+  Args:
+    workdir: the run's folder.
+    step: a step, 'last' or 'best'.
+
+  Returns:
+    `<eval name>/<metric>` to value, as at the end of training.
+
+  Raises:
+    FileNotFoundError: no run, or no such checkpoint.
+    ValueError: a step that is none.
+  """
+  config = workdirs.saved_config(workdir)
+  made = setup(config)
+  with jax.set_mesh(made.mesh), open_checkpoints(workdir, config) as checkpoints:
+    _, like = init_state(made.objective, made.optimizer.tx, made.batch_spec, config.seed, made.mesh)
+    state = checkpoints.restore(like, checkpoints.find(step))
+    return run_evals(build_evals(made), state)
