@@ -13,6 +13,7 @@ setup(
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=find_packages(include=['vit_jax', 'vit_jax.*']),
+  package_dir={'': '.'},  # an editable install is then one path, without setuptools' warning
   package_data={
     'vit_jax': ['*.css', '*.js'],
     'vit_jax.data.emoji': ['*.png', '*.csv', '*.md', 'LICENSE-*'],

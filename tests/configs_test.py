@@ -25,7 +25,10 @@ from vit_jax.state import abstract_variables, init_state
 FOLDER = Path(__file__).parents[1] / 'configs'
 
 # [H, W, C] of an image before the host transforms, where the source may be missing.
-IMAGES: dict[str, tuple[int, int, int]] = {'vit_cifar10': (32, 32, 3)}
+IMAGES: dict[str, tuple[int, int, int]] = {
+  'vit_cifar10': (32, 32, 3),
+  'vit_fashion_mnist': (28, 28, 1),
+}
 
 
 @functools.cache
