@@ -34,9 +34,7 @@ def get_config(arg=''):
     schedule='cosine', warmup=dict(epochs=0.5),
   )  # fmt: skip
   config.mesh = dict(data=-1, fsdp=1, tensor=1)
-  classification = dict(
-    type='evaluators.classification.Classification', host='decode(channels=1)'
-  )
+  classification = dict(type='evaluators.classification.Classification', host='decode(channels=1)')
   test = images('test', 'test')
   config.evals = dict(
     validation=dict(

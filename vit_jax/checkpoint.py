@@ -45,8 +45,11 @@ class Checkpoints:
       ValueError: a mode that is neither, or nothing to keep.
     """
     check_choice('checkpoint mode', mode, ('max', 'min'))
-    if keep_last < 1:
-      raise ValueError(f'checkpoint.keep_last is {keep_last}; at least 1 must be kept')
+    if keep_last < 1 or keep_best < 0:
+      raise ValueError(
+        f'checkpoint keeps the last {keep_last} and the best {keep_best}; '
+        'it must keep at least 1 of the last, and 0 or more of the best'
+      )
     self.folder = epath.Path(workdir).absolute() / 'checkpoints'
     self._best, self._worst = best, -math.inf if mode == 'max' else math.inf
     keep = [policies.LatestN(keep_last)]
@@ -156,7 +159,9 @@ class Checkpoints:
     """
     step = self.latest if step is None else step
     if step not in self.steps:
-      have = ', '.join(map(str, self.steps)) or 'none'
+      if not self.steps:
+        raise FileNotFoundError(f'{self.folder} has no checkpoints yet')
+      have = ', '.join(map(str, self.steps))
       raise FileNotFoundError(f'{self.folder} has no checkpoint of step {step}; it has {have}')
     file = self.folder / str(step)
     others = [s for s in self.steps if s != step]

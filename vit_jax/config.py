@@ -34,8 +34,8 @@ OPTIONAL = ('mesh', 'evals', 'hooks', 'log', 'checkpoint')
 GROUPS = {'data': ('source', 'host', 'num_workers', 'max_bad_share'), 'log': ('every',)}
 REQUIRED = {'data': ('source', 'host')}
 
-# A run may go on with other values of these: they do not change its result.
-FREE = ('mesh', 'data.num_workers', 'log')
+# A run may go on with other values of these: they do not change what is trained.
+FREE = ('mesh', 'data.num_workers', 'log', 'evals')
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
@@ -54,7 +54,18 @@ def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     FileNotFoundError: there is no such file.
     ValueError: the file has no `get_config`, or a flag names no field or has a wrong value.
   """
-  config = _with_units(_read(path))
+  return override(_read(path), overrides)
+
+
+def override(
+  config: ml_collections.ConfigDict, overrides: Sequence[str] = ()
+) -> ml_collections.ConfigDict:
+  """A checked and locked copy of `config`, with `--config.field=value` flags applied.
+
+  Raises:
+    ValueError: a flag names no field or has a wrong value, or the config lacks a field.
+  """
+  config = _with_units(config)
   for argument in overrides:
     config = _override(config, argument)
   check(config)

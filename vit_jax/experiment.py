@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from vit_jax.build import build
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.data import pipeline
 from vit_jax.data.spec import batch_spec
-from vit_jax.metrics import Writer
 from vit_jax.state import TrainState, abstract_variables, init_state
 
 # Evaluators or hooks by name, each with its period in steps; None is at the end only.
@@ -67,12 +66,24 @@ def setup(config: ml_collections.ConfigDict) -> Experiment:
   source = build(config.data.source)
   objective = build(config.objective)
   spec = batch_spec(source, config.data.host, config.batch_size)
+  check_labels(source, objective)
   steps = functools.partial(units.steps, batch_size=config.batch_size, num_examples=len(source))
   total_steps = steps(config.total, name='total')
   with jax.set_mesh(mesh):
     params = nn.unbox(abstract_variables(objective, spec))['params']
   optimizer = optim.build_optimizer(config.optimizer, params, total_steps=total_steps, steps=steps)
   return Experiment(config, mesh, source, objective, spec, optimizer, total_steps)
+
+
+def check_labels(source: Any, objective: Any) -> None:
+  """Raises ValueError where a source has more classes than an objective has outputs for."""
+  classes = len(getattr(source, 'classes', ()))
+  outputs = getattr(objective, 'num_classes', classes)
+  if classes > outputs:
+    raise ValueError(
+      f'the source has {classes} classes and objective.num_classes is {outputs}; '
+      f'set it to at least {classes}'
+    )
 
 
 def open_checkpoints(workdir: str | Path, config: ml_collections.ConfigDict) -> Checkpoints:
@@ -82,35 +93,36 @@ def open_checkpoints(workdir: str | Path, config: ml_collections.ConfigDict) -> 
   return build({'type': 'checkpoint.Checkpoints', **fields}, workdir=workdir)
 
 
-def build_periodic(
-  made: Experiment, field: str, extra: Callable[[str], dict[str, Any]]
-) -> Periodic:
+def build_periodic(made: Experiment, field: str) -> Periodic:
   """Evaluators or hooks by name, each with its period in steps; None runs at the end only.
 
   Args:
     made: the run.
     field: of the config, 'evals' or 'hooks'.
-    extra: by name, what they are called with besides their fields.
   """
   built = {}
   for name, spec in (made.config.get(field) or {}).items():
     spec = spec.to_dict()
     every = made.steps(spec.pop('every', None), f'{field}.{name}.every')
-    built[name] = build(spec, **extra(name)), every
+    built[name] = build(spec, objective=made.objective, mesh=made.mesh), every
   return built
 
 
-def build_evals(
-  made: Experiment, writer: Writer | None = None
-) -> dict[str, tuple[Any, int | None]]:
-  """The evaluators by name; their pictures go to `writer`, under that name."""
-  return build_periodic(
-    made,
-    'evals',
-    lambda name: dict(
-      objective=made.objective, mesh=made.mesh, writer=writer and writer.under(name)
-    ),
-  )
+def build_evals(made: Experiment) -> Periodic:
+  """The evaluators by name. Their pictures go to their attribute `writer`, None until it is set.
+
+  Raises:
+    ValueError: `checkpoint.best` is a metric of none of those that run in training.
+  """
+  evals = build_periodic(made, 'evals')
+  best = (made.config.get('checkpoint') or {}).get('best')
+  often = [name for name, (_, every) in evals.items() if every]
+  if best and best.split('/')[0] not in often:
+    raise ValueError(
+      f'checkpoint.best is {best!r}, of no evaluator that has `every`; choose a metric of '
+      + (', '.join(map(repr, often)) or 'such a one, or None')
+    )
+  return evals
 
 
 def run_evals(evals: Periodic, state: TrainState, step: int | None = None) -> dict[str, float]:
@@ -123,21 +135,24 @@ def run_evals(evals: Periodic, state: TrainState, step: int | None = None) -> di
   return results
 
 
-def evaluate(workdir: str | Path, step: str | int = 'last') -> dict[str, float]:
+def evaluate(
+  workdir: str | Path, step: str | int = 'last', overrides: Sequence[str] = ()
+) -> dict[str, float]:
   """Runs the evaluators of a run on one of its checkpoints.
 
   Args:
     workdir: the run's folder.
     step: a step, 'last' or 'best'.
+    overrides: flags as on the command line, such as '--config.mesh.data=1' on another machine.
 
   Returns:
     `<eval name>/<metric>` to value, as at the end of training.
 
   Raises:
     FileNotFoundError: no run, or no such checkpoint.
-    ValueError: a step that is none.
+    ValueError: a step that is none, or a wrong override.
   """
-  config = workdirs.saved_config(workdir)
+  config = config_lib.override(workdirs.saved_config(workdir), overrides)
   made = setup(config)
   with jax.set_mesh(made.mesh), open_checkpoints(workdir, config) as checkpoints:
     _, like = init_state(made.objective, made.optimizer.tx, made.batch_spec, config.seed, made.mesh)

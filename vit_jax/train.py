@@ -92,6 +92,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     )
     state = make() if checkpoints.latest is None else checkpoints.restore(like)
     start = int(state.step)
+    loop = Loop(made, like, checkpoints, save_every)
     # Only now: a run that cannot start leaves no trace.
     workdirs.start(workdir, made)
     with Writer(
@@ -101,13 +102,14 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
       batch_size=config.batch_size,
       primary=jax.process_index() == 0,
     ) as writer:
+      loop.attach(writer)
+      stopped_by = ''
       if start >= made.total_steps:
         writer.message(f'This run is finished: {start} of {made.total_steps} steps are done.')
-        workdirs.finish(workdir, 0.0, writer)
-        return state
-      writer.message(workdirs.opening(made, start))
-      loop = Loop(made, like, checkpoints, save_every, writer)
-      state, stopped_by = loop.run(state, start)
+        loop.evaluate_late(state, start, workdirs.results(workdir))
+      else:
+        writer.message(workdirs.opening(made, start))
+        state, stopped_by = loop.run(state, start)
       if stopped_by:
         writer.message(
           f'Stopped by {stopped_by} after step {int(state.step)} of {made.total_steps}, and saved; '
@@ -127,29 +129,20 @@ class Loop:
     like: TrainState,
     checkpoints: Checkpoints,
     save_every: int | None,
-    writer: Writer,
   ):
-    """Builds the step, the evaluators and the hooks.
+    """Builds the step, the evaluators and the hooks; touches no file.
 
     Args:
       made: the run.
       like: shapes and shardings of the state.
       checkpoints: where to save.
       save_every: steps between two checkpoints; None saves at the end only.
-      writer: where metrics go.
     """
     config = made.config
-    self.made, self.checkpoints, self.save_every, self.writer = (
-      made,
-      checkpoints,
-      save_every,
-      writer,
-    )
+    self.made, self.checkpoints, self.save_every = made, checkpoints, save_every
     self.log_every = made.steps((config.get('log') or {}).get('every'), 'log.every') or 50
-    self.evals = experiment.build_evals(made, writer)
-    self.hooks = experiment.build_periodic(
-      made, 'hooks', lambda name: dict(objective=made.objective, mesh=made.mesh)
-    )
+    self.evals = experiment.build_evals(made)
+    self.hooks = experiment.build_periodic(made, 'hooks')
     self.train_step = jax.jit(
       make_train_step(made.objective, made.optimizer.tx),
       donate_argnums=0,
@@ -161,6 +154,12 @@ class Loop:
     self.unread: list[tuple[int, dict[str, Array]]] = []  # metrics still on the device
     self.window: list[dict[str, float]] = []  # metrics since the last log
     self.seconds = 0.0  # time in steps since the last log, without evaluation and saving
+
+  def attach(self, writer: Writer) -> None:
+    """Says where metrics and the evaluators' pictures go."""
+    self.writer = writer
+    for name, (evaluator, _) in self.evals.items():
+      evaluator.writer = writer.under(name)
 
   def run(self, state: TrainState, step: int) -> tuple[TrainState, str]:
     """Trains from `step` to the end, or until a signal; returns the state and the signal's name."""
@@ -200,12 +199,27 @@ class Loop:
       if every and step % every == 0:
         state = hook(step, state)
     # Evaluate before the state is donated to the next step.
-    results = experiment.run_evals(self.evals, state, None if last else step)
+    try:
+      results = experiment.run_evals(self.evals, state, None if last else step)
+    except Exception:
+      # What went wrong in an evaluator must not cost the training.
+      self._save(state, step, {})
+      self.checkpoints.wait()
+      raise
     if results:
       self.writer.scalars(step, results)
+    if results and not last:
+      self.writer.message(workdirs.summary(step, results))
     if last or (self.save_every and step % self.save_every == 0):
       self._save(state, step, results)
     return state
+
+  def evaluate_late(self, state: TrainState, step: int, known: Mapping[str, float]) -> None:
+    """Runs what a finished run has no results of: evaluators that failed, or are new."""
+    done = {name.split('/')[0] for name in known}
+    late = {name: value for name, value in self.evals.items() if name not in done}
+    if late:
+      self.writer.scalars(step, experiment.run_evals(late, state))
 
   def _save(self, state: TrainState, step: int, results: Mapping[str, float]) -> None:
     self._read()  # A state that is not finite must never become the last good one.

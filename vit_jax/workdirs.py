@@ -5,6 +5,7 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import ml_collections
 import numpy as np
 
 from vit_jax import config as config_lib
-from vit_jax import metrics, optim, report
+from vit_jax import metrics, optim, report, tables
 from vit_jax.checkpoint import read_json, write_json
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'nump
 
 
 def check(workdir: str | Path, config: ml_collections.ConfigDict) -> None:
-  """Raises ValueError where `workdir` holds the run of another config; names up to three fields."""
+  """Raises ValueError where `workdir` is no folder or holds another config's run (names why)."""
+  if '://' in str(workdir):
+    raise ValueError(f'workdir must be a local or mounted folder, not {str(workdir)!r}')
   saved = read_json(Path(workdir) / 'config.json')
   if saved is None:
     return
@@ -53,8 +56,7 @@ def start(workdir: str | Path, made: 'Experiment') -> None:
   if jax.process_index():
     return
   workdir = Path(workdir)
-  if read_json(workdir / 'config.json') is None:
-    write_json(workdir / 'config.json', config_lib.plain(made.config))
+  write_json(workdir / 'config.json', config_lib.plain(made.config))
   rows = [row._asdict() for row in made.optimizer.table]
   write_json(workdir / 'parameters.json', rows)
   before = read_json(workdir / 'run.json') or {}
@@ -90,6 +92,23 @@ def opening(made: 'Experiment', step: int) -> str:
   )
 
 
+def summary(step: int, results: Mapping[str, float]) -> str:
+  """One line an evaluator, as it goes: `step 500  validation: google/accuracy 0.512  ...`."""
+  evals: dict[str, list[str]] = {}
+  for name, value in results.items():
+    head, _, rest = name.partition('/')
+    evals.setdefault(head, []).append(f'{rest} {tables.number(value)}')
+  return '\n'.join(f'step {step:,}  {head}: ' + '  '.join(row) for head, row in evals.items())
+
+
+def results(workdir: str | Path) -> dict[str, float]:
+  """The metrics of a run's last step; empty where it has none."""
+  if not (Path(workdir) / metrics.FILE).exists():
+    return {}
+  rows = metrics.read(workdir)
+  return {k: v for k, v in rows[-1].items() if k != 'step'} if rows else {}
+
+
 def finish(workdir: str | Path, seconds: float, writer: metrics.Writer) -> None:
   """Writes the report of a finished run, and prints its last evaluation and where the report is."""
   if jax.process_index():
@@ -98,9 +117,7 @@ def finish(workdir: str | Path, seconds: float, writer: metrics.Writer) -> None:
   about = read_json(workdir / 'run.json')
   about['seconds'] = round(about['seconds'] + seconds, 1)
   write_json(workdir / 'run.json', about)
-  last = metrics.read(workdir)
-  results = last[-1] if last else {}
-  table = metrics.final_table({k: v for k, v in results.items() if k != 'step'})
+  table = metrics.final_table(results(workdir))
   writer.message(f'{table}\n\nReport: {report.write_report(workdir)}')
 
 

@@ -53,15 +53,6 @@ def mistake(capfd):
 
 # -- Before anything is built.
 
-LATE = pytest.mark.xfail(
-  strict=True,
-  reason='evaluators are built after config.json is written, which then locks the workdir',
-)
-LATE_MISTAKES = [
-  ('--config.evals.test.type=evaluators.classification.Accuracy', 'unknown type'),
-  ('--config.evals.test.source.split=dev', "choose from 'train', 'validation', 'test'"),
-]
-
 
 def test_an_unknown_config_names_the_nearest(mistake, tmp_path):
   text = mistake('train', '--config', CONFIG.replace('digits', 'digit'), '--workdir', str(tmp_path))
@@ -105,13 +96,22 @@ def test_an_unknown_config_names_the_nearest(mistake, tmp_path):
     ('--config.total.steps=0', 'at least 1 step'),
     ('--config.total.steps=-1', 'steps of total must be a number of at least 0, got -1'),
     ('--config.checkpoint.mode=least', "unknown checkpoint mode 'least'; choose from 'max', 'min'"),
-    ('--config.checkpoint.keep_last=0', 'at least 1 must be kept'),
+    ('--config.checkpoint.keep_last=0', 'it must keep at least 1 of the last'),
     ('--config.data.num_workers=-1', 'data.num_workers must be 0 or more, got -1'),
     ('--config.data.max_bad_share=-1', 'data.max_bad_share must be 0 or more, got -1'),
     ('--config.seed=-1', 'seed must be 0 or more, got -1'),
-    ('--config.objective.num_classes=0', 'num_classes must be at least 1, got 0'),
+    ('--config.objective.num_classes=0', 'objective.num_classes is 0; set it to at least 10'),
     ('--config.objective.loss=hinge', "unknown field 'loss' in --config.objective.loss"),
-    *(pytest.param(*case, marks=LATE) for case in LATE_MISTAKES),
+    ('--config.evals.test.type=evaluators.classification.Accuracy', 'unknown type'),
+    ('--config.evals.test.source.split=dev', "choose from 'train', 'validation', 'test'"),
+    (
+      '--config.objective.num_classes=9',
+      'the source has 10 classes and objective.num_classes is 9',
+    ),
+    (
+      '--config.checkpoint.best=test/accuracy',
+      'of no evaluator that has `every`; choose a metric of',
+    ),
   ],
 )
 def test_a_config_that_cannot_be_leaves_no_trace(mistake, tmp_path, flag, message):
@@ -201,6 +201,12 @@ def test_evaluate_where_nothing_was_saved(mistake, trained, tmp_path):
   assert 'has no checkpoint' in mistake('evaluate', str(tmp_path))
 
 
+def test_evaluate_takes_overrides_and_nothing_else(mistake, trained):
+  text = mistake('evaluate', str(trained), '--stpe', '3')
+  assert text == "cannot read '--stpe'; write --config.field=value"
+  assert 'needs 3 devices' in mistake('evaluate', str(trained), '--config.mesh.data=3')
+
+
 # -- The form of a command.
 
 
@@ -212,7 +218,7 @@ def test_evaluate_where_nothing_was_saved(mistake, trained, tmp_path):
     (['train'], '--config'),
     (['train', '--config', CONFIG], '--workdir'),
     (['evaluate'], 'workdir'),
-    (['evaluate', 'x', '--stpe', '3'], 'unrecognized arguments: --stpe 3'),
+    (['report', 'x', '--stpe', '3'], 'unrecognized arguments: --stpe 3'),
     (['report', 'x', 'y'], 'unrecognized arguments: y'),
   ],
 )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from vit_jax.models.transformer import ACTIVATIONS, Block, Mlp, drop_path
+from vit_jax.models.transformer import ACTIVATIONS, Block, Mlp, compute_gradient_once, drop_path
 
 
 def test_drop_path_drops_whole_examples_and_keeps_the_expectation():
@@ -24,6 +24,28 @@ def test_drop_path_keeps_the_dtype_for_a_traced_rate():
   y = jax.jit(drop_path)(x, jnp.float32(0.5), jax.random.key(0))
   assert y.dtype == jnp.bfloat16
   assert set(np.asarray(y, np.float32).ravel()) == {0.0, 2.0}
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_compute_gradient_once_is_the_identity(dtype):
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)), dtype)
+  y, pull = jax.vjp(jax.jit(compute_gradient_once), x)
+  np.testing.assert_array_equal(y, x)
+  for gradient in (x, -x, x.at[0, 0, 0].set(jnp.nan), x.at[1, 2, 3].set(jnp.nan)):
+    (back,) = pull(gradient)
+    assert back.dtype == dtype
+    # NaN stays NaN, and where the first is one the signs of the others are of no use.
+    if jnp.isnan(gradient[0, 0, 0]):
+      gradient, back = abs(gradient), abs(back)
+    np.testing.assert_array_equal(np.float32(back), np.float32(gradient))
+
+
+def test_compute_gradient_once_is_for_cpus_alone():
+  step = jax.jit(jax.grad(lambda x: (compute_gradient_once(x) ** 2).sum()))
+  traced = step.trace(jnp.ones((2, 3)))
+  texts = {p: traced.lower(lowering_platforms=(p,)).as_text() for p in ('cpu', 'cuda', 'tpu')}
+  negates = {platform: 'stablehlo.negate' in text for platform, text in texts.items()}
+  assert negates == {'cpu': True, 'cuda': False, 'tpu': False}
 
 
 def test_activations_are_the_published_functions():

@@ -45,6 +45,16 @@ def compose(text: str) -> Callable[[Array, Array], Array]:
   Raises:
     ValueError: an unknown operation (the choices are listed) or arguments that it does not take.
   """
+  one = compose_one(text)
+
+  def batch(rng: Array, images: Array) -> Array:
+    return jax.vmap(one)(jax.random.split(rng, images.shape[0]), images)
+
+  return batch
+
+
+def compose_one(text: str) -> Callable[[Array, Array], Array]:
+  """As `compose`, for one image with a key of its own: `(rng, image [H, W, C]) -> image`."""
   operations = _compose.build(text, sys.modules[__name__])
 
   def one(rng: Array, image: Array) -> Array:
@@ -52,9 +62,4 @@ def compose(text: str) -> Callable[[Array, Array], Array]:
       image = operation(jax.random.fold_in(rng, i), image)
     return image
 
-  def batch(rng: Array, images: Array) -> Array:
-    if not operations:
-      return images
-    return jax.vmap(one)(jax.random.split(rng, images.shape[0]), images)
-
-  return batch
+  return one

@@ -2,6 +2,8 @@
 
 import argparse
 
+OVERRIDES = True  # Of the config that made the run: its mesh, say, on another machine.
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds this command's arguments to `parser`."""
@@ -13,6 +15,6 @@ def run(args: argparse.Namespace) -> int:
   """Restores a checkpoint, runs every evaluator once and prints the table."""
   from vit_jax import experiment, metrics
 
-  results = experiment.evaluate(args.workdir, args.step)
+  results = experiment.evaluate(args.workdir, args.step, args.overrides)
   print(metrics.final_table(results))
   return 0

@@ -153,6 +153,8 @@ class ViT(nn.Module):
     if missing:
       choices = ', '.join(map(repr, VARIANTS))
       raise ValueError(f'without a variant ({choices}) ViT needs {", ".join(missing)}')
+    if min(size) < 1:
+      raise ValueError(f'ViT needs sizes of at least 1, got {size._asdict()}')
     return size
 
   @property

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import augment as augment_lib
-from vit_jax.arrays import Array
+from vit_jax.arrays import Array, Batch
 
 
 def prepare(
-  image: Array,
+  batch: Batch,
   augment: str,
   rng: Array | None,
   *,
@@ -18,18 +18,24 @@ def prepare(
   """Scales, augments and normalises images, on the device.
 
   Args:
-    image: `[B, H, W, C]` uint8 (0 to 255), or float already in [0, 1].
+    batch: `image [B, H, W, C]`, uint8 or float already in [0, 1]; in evaluation `id [B]` too.
     augment: device transforms, such as `'color_distort(0.5) | blur'`.
-    rng: key of the augmentations; None where `augment` draws nothing.
+    rng: key of the augmentations in training; None in evaluation, where every example has a fixed
+      key of its own by its `id`, so that nothing depends on the batch that it is in.
     mean: subtracted, by channel or for all, on the scale [0, 1].
     std: divided by, likewise. The defaults map [0, 1] to [-1, 1].
 
   Returns:
     `[B, H, W, C']` float32; C' is what the transforms make of C.
   """
+  image = batch['image']
   if image.dtype == jnp.uint8:
     image = image.astype(jnp.float32) / 255
   if augment:
-    rng = jax.random.key(0) if rng is None else rng
-    image = augment_lib.compose(augment)(rng, image)
+    if rng is not None:
+      keys = jax.random.split(rng, image.shape[0])
+    else:
+      ids = batch.get('id', jnp.zeros(image.shape[0], jnp.int32))
+      keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), ids)
+    image = jax.vmap(augment_lib.compose_one(augment))(keys, image)
   return (image - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)

@@ -85,5 +85,5 @@ class Supervised(nn.Module):
   def _encode(self, batch: Batch, *, train: bool) -> Array:
     augment = self.augment if train else self.eval_augment
     rng = self.make_rng('augment') if train and augment else None
-    image = inputs.prepare(batch['image'], augment, rng, mean=self.mean, std=self.std)
+    image = inputs.prepare(batch, augment, rng, mean=self.mean, std=self.std)
     return self.encoder(image, train=train).pooled
