@@ -11,7 +11,7 @@ ARGS = ('', 'long', 'tfds')
 def get_config(arg=''):
   config = ml_collections.ConfigDict()
   config.seed = 0
-  config.total = dict(epochs=44 if arg == 'long' else 11)
+  config.total = dict(epochs=30 if arg == 'long' else 11)
   config.batch_size = 64
 
   def images(idx, tfds):
@@ -23,7 +23,8 @@ def get_config(arg=''):
   config.data = dict(source=train, host='decode(channels=1)', num_workers=0, max_bad_share=0.0)
   config.objective = dict(
     type='objectives.supervised.Supervised', num_classes=10, label_smoothing=0.1,
-    augment='affine(scale=(0.9, 1.1), shift=0.08, flip=0.5, fill=0.0)',
+    augment='affine(scale=(0.9, 1.1), shift=0.08, flip=0.5, fill=0.0)'
+    + ('| erase(0.25, area=(0.02, 0.2), fill=0.0)' if arg == 'long' else ''),
     encoder=dict(
       type='models.vit.ViT', patch_size=4, width=96, depth=4, num_heads=3, mlp_dim=192,
       pooling='mean', positions='learned', activation='gelu_tanh',
