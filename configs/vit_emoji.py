@@ -26,7 +26,7 @@ def get_config(arg=''):
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.total = dict(epochs=270 if long else 95)
-  config.batch_size = 64 if long else 128
+  config.batch_size = 128
   emoji = dict(type='data.emoji.Emoji', label='category', alpha=True)
   config.data = dict(
     source=dict(**emoji, split='train', styles=('google', 'twitter')),
