@@ -87,11 +87,14 @@ def test_a_terminal_gets_one_bar_with_messages_above_it(now):
     now[0] += 0.125
     if step == 600:
       shown.message('evaluated')
+  shown.progress(899, {'loss': 2.5})  # Late: nothing is drawn.
+  shown.message('after')
   shown.close()
   shown.close()
   text = stream.getvalue()
   assert text.startswith('before\n')
-  assert text.count('\n') == 3  # 'before', 'evaluated', and the end of the bar.
+  assert text.endswith(' taken\nafter\n')
+  assert text.count('\n') == 4  # Those three, and the end of the bar.
   drawn = text.replace('\n', '\r').split('\r')
   assert any(d.startswith('step 600/900  67% |') for d in drawn)
   assert not any(d.startswith(('step 0/', 'step 300/')) for d in drawn)

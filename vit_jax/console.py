@@ -29,6 +29,8 @@ class Console:
   def progress(self, step: int, values: Mapping[str, float]) -> None:
     """Shows `step`, some of `values`, images a second and time left, unless it just has."""
     now = time.monotonic()
+    if self._marks and self._marks[-1][1] >= self._total:
+      return  # The end has been shown.
     if self._marks:  # Steps still in flight may be reported after a later one.
       step = max(step, self._marks[-1][1])
     # Counting from the first call leaves the compilation before it out of the rate.
@@ -48,6 +50,8 @@ class Console:
     bar.n = min(step, self._total)
     bar.set_description_str(facts, refresh=False)
     bar.refresh()
+    if step >= self._total:
+      self.close()  # What is printed from here on stands below it.
 
   def _facts(self, now: float, step: int, values: Mapping[str, float]) -> list[str]:
     values = {split(name).metric: value for name, value in values.items()}
