@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,6 +93,21 @@ def test_a_metric_that_no_evaluator_gives(mesh, tmp_path):
     pytest.raises(ValueError, match="'val/acuracy'.* choose from 'val/accuracy', 'val/loss'"),
   ):
     checkpoints.save(1, make_state(mesh), {'val/loss': 1.0, 'val/accuracy': 0.5})
+  with Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.steps == [1]  # Nothing is lost by it.
+
+
+def test_truncated_metrics_are_one_sentence(mesh, tmp_path):
+  with Checkpoints(tmp_path, best='loss', mode='min') as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, make_state(mesh, step), {'loss': 1.0})
+  file = tmp_path / 'checkpoints/2/metrics/metrics'
+  file.write_text(file.read_text()[:2])
+  with pytest.raises(ValueError, match=r'checkpoints/2 cannot be read \(.*remove that folder'):
+    Checkpoints(tmp_path, best='loss', mode='min')
+  shutil.rmtree(tmp_path / 'checkpoints/2')
+  with Checkpoints(tmp_path, best='loss', mode='min') as checkpoints:
+    assert checkpoints.latest == 1
 
 
 @pytest.mark.parametrize(

@@ -222,27 +222,35 @@ def test_evaluate_gives_what_the_run_ended_with(whole):
 
 
 PROCESS = """
-  import sys
+  import os, signal, sys
   import jax
-  address, index, workdir = sys.argv[1:4]
+  address, index, signalled, workdir = sys.argv[1:5]
   jax.distributed.initialize(address, num_processes=2, process_id=int(index))
   sys.path.insert(0, {tests!r})
   from train_test import tiny
   from vit_jax import train
   assert (jax.process_count(), jax.local_device_count(), jax.device_count()) == (2, 4, 8)
-  train.train_and_evaluate(tiny(*sys.argv[4:]), workdir)
+  log = train.Loop._log
+
+  def log_and_die(self, step, data):
+    log(self, step, data)
+    if index == signalled and step == 5:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  train.Loop._log = log_and_die
+  train.train_and_evaluate(tiny(*sys.argv[5:]), workdir)
 """
 
 
-def test_two_processes_as_one(tmp_path):
-  length = ('--config.total.steps=20', '--config.checkpoint.every.steps=10')
+def run_two_processes(workdir: Path, *overrides: str, signalled: str = '') -> str:
+  """Both must exit with 0; returns what the first one printed."""
   with socket.socket() as free:
     free.bind(('localhost', 0))
     address = f'localhost:{free.getsockname()[1]}'
   script = textwrap.dedent(PROCESS).format(tests=str(ROOT / 'tests'))
   processes = [
     subprocess.Popen(
-      [sys.executable, '-c', script, address, str(i), str(tmp_path / 'two'), *length],
+      [sys.executable, '-c', script, address, str(i), signalled, str(workdir), *overrides],
       env={
         **os.environ,
         'PYTHONPATH': str(ROOT),
@@ -255,9 +263,18 @@ def test_two_processes_as_one(tmp_path):
     )
     for i in range(2)
   ]
-  for process in processes:
-    out, _ = process.communicate(timeout=300)
+  outs = [process.communicate(timeout=300)[0] for process in processes]
+  for process, out in zip(processes, outs, strict=True):
     assert process.returncode == 0, out
+  return outs[0]
+
+
+def test_two_processes_as_one(tmp_path):
+  length = ('--config.total.steps=20', '--config.checkpoint.every.steps=10')
+  # A signal to one of them stops and saves both.
+  stopped = run_two_processes(tmp_path / 'two', *length, signalled='1')
+  assert "Stopped by another host's signal after step 5" in stopped
+  assert 'resuming after step 5' in run_two_processes(tmp_path / 'two', *length)
   one = train.train_and_evaluate(tiny(*length), tmp_path / 'one')
   two = metrics.read(tmp_path / 'two')
   np.testing.assert_allclose(losses(tmp_path / 'two'), losses(tmp_path / 'one'), rtol=1e-5)

@@ -63,17 +63,24 @@ class Checkpoints:
           keep_checkpoints_without_metrics=False,
         )
       )
-    self._manager = ocp.CheckpointManager(
-      self.folder,
-      # Named, so that a checkpoint of an earlier process can be looked into before it is restored.
-      item_handlers={'state': ocp.StandardCheckpointHandler()},
-      options=ocp.CheckpointManagerOptions(
-        create=False,
-        best_fn=(lambda m: m['best']) if best else None,
-        best_mode=mode,
-        preservation_policy=policies.AnyPreservationPolicy(keep),
-      ),
+    options = ocp.CheckpointManagerOptions(
+      create=False,
+      best_fn=(lambda m: m['best']) if best else None,
+      best_mode=mode,
+      preservation_policy=policies.AnyPreservationPolicy(keep),
     )
+    # Named, so that a checkpoint of an earlier process can be looked into before it is restored.
+    handlers = {'state': ocp.StandardCheckpointHandler()}
+    try:
+      self._manager = ocp.CheckpointManager(self.folder, item_handlers=handlers, options=options)
+    except Exception as e:
+      # It reads the metrics of all checkpoints.
+      broken = next(filter(_is_broken, sorted(self.folder.glob('*/metrics/metrics'))), None)
+      where = broken.parent.parent if broken else self.folder
+      raise ValueError(
+        f'checkpoint {where} cannot be read ({_reason(e)}); '
+        'remove that folder to go on from another'
+      ) from e
 
   def __enter__(self) -> Self:
     return self
@@ -121,11 +128,6 @@ class Checkpoints:
       return
     extra = {}
     if self._best:
-      if metrics and self._best not in metrics:
-        raise ValueError(
-          f'checkpoint.best is {self._best!r}, which no evaluator gives; choose from '
-          + ', '.join(map(repr, sorted(metrics)))
-        )
       extra['metrics'] = {'best': float(metrics.get(self._best, self._worst))}
     try:
       self.folder.mkdir(parents=True, exist_ok=True)
@@ -134,6 +136,12 @@ class Checkpoints:
       )
     except Exception as e:
       raise self._failure(e) from e
+    if self._best and metrics and self._best not in metrics:
+      self.wait()  # Saved first: what was computed is not lost.
+      raise ValueError(
+        f'checkpoint.best is {self._best!r}, which no evaluator gives; choose from '
+        + ', '.join(map(repr, sorted(metrics)))
+      )
 
   def wait(self) -> None:
     """Returns when all that was saved is on disk.
@@ -191,6 +199,14 @@ class Checkpoints:
     return OSError(f'cannot save a checkpoint in {self.folder} ({_reason(error)}); {good}')
 
 
+def _is_broken(file: epath.Path) -> bool:
+  try:
+    json.loads(file.read_text())
+  except ValueError:
+    return True
+  return False
+
+
 def _named(tree: Any) -> dict[str, Any]:
   """Leaves by name: 'params/encoder/cls'."""
   return {
@@ -240,7 +256,7 @@ def read_json(file: str | Path) -> Any:
     return None
   try:
     return json.loads(file.read_text())
-  except json.JSONDecodeError as e:
+  except ValueError as e:
     raise ValueError(f'{file} is not readable JSON ({e})') from None
 
 

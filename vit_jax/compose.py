@@ -71,10 +71,16 @@ def build(text: str, module: ModuleType) -> list[Any]:
       raise ValueError(f'unknown transform {name!r} in {text!r}; choose from {options}')
     signature = inspect.signature(known[name])
     try:
-      signature.bind(*args, **kwargs)
+      given = signature.bind(*args, **kwargs).arguments
     except TypeError as e:
       raise ValueError(f'transform {name!r} in {text!r}: {e}; it is {name}{signature}') from None
-    made.append(known[name](*args, **kwargs))
+    for key, value in given.items():
+      if isinstance(value, str) and 'str' not in str(signature.parameters[key].annotation):
+        raise ValueError(f'transform {name!r} in {text!r}: {key} takes no text, got {value!r}')
+    try:
+      made.append(known[name](*args, **kwargs))
+    except (TypeError, ValueError) as e:
+      raise ValueError(f'transform {name!r} in {text!r}: {e}') from None
   return made
 
 

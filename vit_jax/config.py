@@ -1,5 +1,6 @@
 """Configs: load a file, override fields by flags, compare, write as JSON."""
 
+import ast
 import difflib
 import importlib.util
 import inspect
@@ -35,7 +36,7 @@ GROUPS = {'data': ('source', 'host', 'num_workers', 'max_bad_share'), 'log': ('e
 REQUIRED = {'data': ('source', 'host')}
 
 # A run may go on with other values of these: they do not change what is trained.
-FREE = ('mesh', 'data.num_workers', 'log', 'evals')
+FREE = ('mesh', 'data.num_workers', 'data.max_bad_share', 'log', 'evals', 'checkpoint')
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
@@ -219,6 +220,10 @@ def _override(config: ml_collections.ConfigDict, argument: str) -> ml_collection
     raise ValueError(f'--config.{path} is no value; set one of its fields: {_join(value)}')
   values = flags.FlagValues()
   argv = ['vit_jax', argument]
+  if group.get_type(field) is type(None):
+    # Read from a run's config.json, None has lost the type that it stands for.
+    group[field] = _literal(text)
+    return config
   try:
     config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=argv)
     values(argv)
@@ -232,6 +237,13 @@ def _override(config: ml_collections.ConfigDict, argument: str) -> ml_collection
       if unit != field:
         group[unit] = None
   return config
+
+
+def _literal(text: str) -> Any:
+  try:
+    return ast.literal_eval(text)
+  except (SyntaxError, ValueError):
+    return text
 
 
 def _alike(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:

@@ -26,7 +26,8 @@ class Writer:
   """Writes the numbers and pictures of one run, and shows its progress.
 
   A run that resumes at `start_step` drops what the killed one wrote about later steps (a run from
-  step 0 drops everything): `metrics.jsonl` ends up as if the run had never been killed.
+  step 0 drops everything): `metrics.jsonl` ends up as if the run had never been killed, but
+  for the first line after a resume: its training metrics are means over the steps since.
   """
 
   def __init__(

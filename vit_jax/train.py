@@ -11,7 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from vit_jax import experiment, sharding, workdirs
 from vit_jax.arrays import Array, Batch
@@ -93,6 +95,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     state = make() if checkpoints.latest is None else checkpoints.restore(like)
     start = int(state.step)
     loop = Loop(made, like, checkpoints, save_every)
+    jax.eval_shape(loop.train_step, like, made.batch_spec)  # Mistakes that only training meets.
     # Only now: a run that cannot start leaves no trace.
     workdirs.start(workdir, made)
     with Writer(
@@ -110,13 +113,15 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
       else:
         writer.message(workdirs.opening(made, start))
         state, stopped_by = loop.run(state, start)
+      seconds = 0.0 if start >= made.total_steps else time.monotonic() - begun
+      workdirs.add_seconds(workdir, seconds)
       if stopped_by:
         writer.message(
           f'Stopped by {stopped_by} after step {int(state.step)} of {made.total_steps}, and saved; '
           'the same command goes on from there.'
         )
       else:
-        workdirs.finish(workdir, time.monotonic() - begun, writer)
+        workdirs.finish(workdir, writer)
       return state
 
 
@@ -154,6 +159,7 @@ class Loop:
     self.unread: list[tuple[int, dict[str, Array]]] = []  # metrics still on the device
     self.window: list[dict[str, float]] = []  # metrics since the last log
     self.seconds = 0.0  # time in steps since the last log, without evaluation and saving
+    self.stopped_by = ''  # the signal that ends this run early, the same on every host
 
   def attach(self, writer: Writer) -> None:
     """Says where metrics and the evaluators' pictures go."""
@@ -166,9 +172,17 @@ class Loop:
     total = self.made.total_steps
     in_flight: collections.deque[tuple[int, dict[str, Array]]] = collections.deque()
     with Interrupt() as interrupt, self._open_data(step, total) as data:
-      while step < total and not interrupt.requested:
+      while step < total and not self._stop(step, interrupt):
         begun = time.monotonic()
-        state, metrics = self.train_step(state, next(data))
+        try:
+          batch = next(data)
+        except RuntimeError:
+          # A signal to the whole process group takes the workers too.
+          if interrupt.requested and jax.process_count() == 1:
+            self.stopped_by = interrupt.requested
+            break
+          raise
+        state, metrics = self.train_step(state, batch)
         step += 1
         self.unread.append((step, metrics))
         in_flight.append((step, metrics))
@@ -183,15 +197,25 @@ class Loop:
         else:
           self.seconds += time.monotonic() - begun
         state = self._between_steps(state, step)
-      if interrupt.requested and step < total:
+      if self.stopped_by:
         self._save(state, step, {})
+      self.checkpoints.wait()
       if data.bad.count:
         self.writer.message(
           f'{data.bad.count} of {data.bad.drawn} examples did not decode and were replaced: '
           + ', '.join(data.bad.names)
         )
-    self.checkpoints.wait()
-    return state, interrupt.requested if step < total else ''
+    return state, self.stopped_by
+
+  def _stop(self, step: int, interrupt: Interrupt) -> bool:
+    """Whether to end before the next step; several hosts agree on it, whenever metrics are read."""
+    if jax.process_count() == 1:
+      self.stopped_by = interrupt.requested
+    elif step % self.log_every == 0:
+      asked = multihost_utils.process_allgather(np.asarray(bool(interrupt.requested)))
+      if asked.any():
+        self.stopped_by = interrupt.requested or "another host's signal"
+    return bool(self.stopped_by)
 
   def _between_steps(self, state: TrainState, step: int) -> TrainState:
     last = step == self.made.total_steps
@@ -202,9 +226,10 @@ class Loop:
     try:
       results = experiment.run_evals(self.evals, state, None if last else step)
     except Exception:
-      # What went wrong in an evaluator must not cost the training.
-      self._save(state, step, {})
-      self.checkpoints.wait()
+      # What went wrong in an evaluator must not cost the training; to save takes every host.
+      if jax.process_count() == 1:
+        self._save(state, step, {})
+        self.checkpoints.wait()
       raise
     if results:
       self.writer.scalars(step, results)

@@ -27,8 +27,13 @@ def check(workdir: str | Path, config: ml_collections.ConfigDict) -> None:
   """Raises ValueError where `workdir` is no folder or holds another config's run (names why)."""
   if '://' in str(workdir):
     raise ValueError(f'workdir must be a local or mounted folder, not {str(workdir)!r}')
-  saved = read_json(Path(workdir) / 'config.json')
+  saved = _read_config(workdir)
   if saved is None:
+    if any((Path(workdir) / 'checkpoints').glob('*')):
+      raise ValueError(
+        f'{workdir} has checkpoints but no config.json, which says what they are of; '
+        'choose another workdir'
+      )
     return
   rows = config_lib.differences(saved, config)
   if rows:
@@ -45,10 +50,18 @@ def saved_config(workdir: str | Path) -> ml_collections.ConfigDict:
   Raises:
     FileNotFoundError: `workdir` is no run's.
   """
-  saved = read_json(Path(workdir) / 'config.json')
+  saved = _read_config(workdir)
   if saved is None:
     raise FileNotFoundError(f"{workdir} is no run's folder: it has no config.json")
   return ml_collections.ConfigDict(_tuples(saved))
+
+
+def _read_config(workdir: str | Path) -> dict[str, Any] | None:
+  file = Path(workdir) / 'config.json'
+  saved = read_json(file)
+  if file.exists() and not isinstance(saved, dict):
+    raise ValueError(f'{file} holds no config; restore it, or choose another workdir')
+  return saved
 
 
 def start(workdir: str | Path, made: 'Experiment') -> None:
@@ -109,14 +122,19 @@ def results(workdir: str | Path) -> dict[str, float]:
   return {k: v for k, v in rows[-1].items() if k != 'step'} if rows else {}
 
 
-def finish(workdir: str | Path, seconds: float, writer: metrics.Writer) -> None:
+def add_seconds(workdir: str | Path, seconds: float) -> None:
+  """Adds to the time that a run has taken, in `run.json`."""
+  if jax.process_index():
+    return
+  file = Path(workdir) / 'run.json'
+  about = read_json(file)
+  write_json(file, {**about, 'seconds': round(about['seconds'] + seconds, 1)})
+
+
+def finish(workdir: str | Path, writer: metrics.Writer) -> None:
   """Writes the report of a finished run, and prints its last evaluation and where the report is."""
   if jax.process_index():
     return
-  workdir = Path(workdir)
-  about = read_json(workdir / 'run.json')
-  about['seconds'] = round(about['seconds'] + seconds, 1)
-  write_json(workdir / 'run.json', about)
   table = metrics.final_table(results(workdir))
   writer.message(f'{table}\n\nReport: {report.write_report(workdir)}')
 

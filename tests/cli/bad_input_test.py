@@ -101,6 +101,10 @@ def test_an_unknown_config_names_the_nearest(mistake, tmp_path):
     ('--config.data.max_bad_share=-1', 'data.max_bad_share must be 0 or more, got -1'),
     ('--config.seed=-1', 'seed must be 0 or more, got -1'),
     ('--config.objective.num_classes=0', 'objective.num_classes is 0; set it to at least 10'),
+    ('--config.objective.augment=mirror', "unknown transform 'mirror' in 'mirror'; choose from"),
+    ("--config.objective.augment=affine(rotate='x')", "rotate takes no text, got 'x'"),
+    ("--config.data.host=decode | flip('x')", "transform 'flip' in "),
+    ('--config.objective.encoder.patch_size=0', 'patch_size must be at least 1, got 0'),
     ('--config.objective.loss=hinge', "unknown field 'loss' in --config.objective.loss"),
     ('--config.evals.test.type=evaluators.classification.Accuracy', 'unknown type'),
     ('--config.evals.test.source.split=dev', "choose from 'train', 'validation', 'test'"),
@@ -130,7 +134,7 @@ def test_an_unknown_field_of_a_model_or_evaluator(mistake, tmp_path):
     ('config.seed', 'config.sed', "unknown config field 'sed'; choose from 'seed', 'total'"),
     ('keep_last=2', 'keep=2', "unknown field 'keep' of checkpoint.Checkpoints"),
     ('num_workers=0', 'workers=0', "unknown config field 'data.workers'; choose from 'source'"),
-    ('epochs=20', 'epoch=20', "unknown unit 'epoch'"),
+    ('epochs=60', 'epoch=60', "unknown unit 'epoch'"),
   ]:
     assert text.count(old) == 1, old
     file = tmp_path / 'changed.py'
@@ -171,6 +175,24 @@ def test_an_unreadable_config_of_a_run(mistake, trained, tmp_path):
   ):
     assert 'config.json is not readable JSON' in mistake(*command)
   assert contents(workdir).keys() == {'config.json'}
+
+
+@pytest.mark.parametrize('text', ['[]', 'null'])
+def test_a_config_of_a_run_that_is_none(mistake, tmp_path, text):
+  (tmp_path / 'config.json').write_text(text)
+  for command in (
+    ('train', '--config', CONFIG, '--workdir', str(tmp_path)),
+    ('evaluate', str(tmp_path)),
+  ):
+    assert 'config.json holds no config' in mistake(*command)
+
+
+def test_checkpoints_that_nothing_says_what_they_are_of(mistake, trained, tmp_path):
+  shutil.copytree(trained / 'checkpoints', tmp_path / 'checkpoints')
+  before = contents(tmp_path)
+  text = mistake('train', '--config', CONFIG, '--workdir', str(tmp_path), *TINY)
+  assert 'has checkpoints but no config.json' in text
+  assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize(

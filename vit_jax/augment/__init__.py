@@ -37,24 +37,17 @@ __all__ = [
 ]
 
 
-def compose(text: str) -> Callable[[Array, Array], Array]:
-  """Makes `(rng, images [B, H, W, C]) -> images` out of `'affine(rotate=10) | grayscale(p=0.2)'`.
+def compose(text: str) -> Callable[..., Array]:
+  """Makes a function of a batch out of `'affine(rotate=10) | grayscale(p=0.2)'`.
 
-  Each image gets its own key, `jax.random.split(rng, B)`, and from it each operation its own.
+  Returns:
+    `(rng, images [B, H, W, C], ids [B] = None) -> images`. Each image gets its own key,
+    `jax.random.split(rng, B)`, or, so that nothing depends on the batch that it is in, `rng` folded
+    with its id; and from it each operation its own.
 
   Raises:
     ValueError: an unknown operation (the choices are listed) or arguments that it does not take.
   """
-  one = compose_one(text)
-
-  def batch(rng: Array, images: Array) -> Array:
-    return jax.vmap(one)(jax.random.split(rng, images.shape[0]), images)
-
-  return batch
-
-
-def compose_one(text: str) -> Callable[[Array, Array], Array]:
-  """As `compose`, for one image with a key of its own: `(rng, image [H, W, C]) -> image`."""
   operations = _compose.build(text, sys.modules[__name__])
 
   def one(rng: Array, image: Array) -> Array:
@@ -62,4 +55,13 @@ def compose_one(text: str) -> Callable[[Array, Array], Array]:
       image = operation(jax.random.fold_in(rng, i), image)
     return image
 
-  return one
+  def batch(rng: Array, images: Array, ids: Array | None = None) -> Array:
+    if not operations:
+      return images
+    if ids is None:
+      keys = jax.random.split(rng, images.shape[0])
+    else:
+      keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, ids)
+    return jax.vmap(one)(keys, images)
+
+  return batch

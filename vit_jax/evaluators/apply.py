@@ -77,7 +77,13 @@ def class_names(source: Any, count: int) -> list[str]:
 
 
 def batches(
-  source: Any, mesh: Mesh, *, host: str, batch_size: int, num_workers: int = 0
+  source: Any,
+  mesh: Mesh,
+  *,
+  host: str,
+  batch_size: int,
+  num_workers: int = 0,
+  max_bad_share: float = 0.01,
 ) -> Iterator[Batch]:
   """Each example of `source` once and in order, in global batches.
 
@@ -89,6 +95,10 @@ def batches(
     host: host transforms, such as `'decode | resize(224)'`.
     batch_size: examples a batch, rounded up to a multiple of the devices that hold different ones.
     num_workers: processes that decode; 0 decodes in this one.
+    max_bad_share: up to this share, examples that do not decode are named and left out.
+
+  Raises:
+    ValueError: more than that do not decode.
   """
   from vit_jax.data import pipeline
 
@@ -99,6 +109,7 @@ def batches(
     batch_size=-(-batch_size // shards) * shards,
     sharding=sharding.batch_sharding(mesh),
     num_workers=num_workers,
+    max_bad_share=max_bad_share,
   ) as reader:
     yield from reader
 

@@ -42,6 +42,7 @@ class Attention:
     host: str = 'decode',
     batch_size: int = 64,
     num_workers: int = 0,
+    max_bad_share: float = 0.01,
   ):
     """Builds the source and a copy of the objective that keeps its attention weights.
 
@@ -55,6 +56,7 @@ class Attention:
         are not.
       batch_size: examples a batch; the result does not depend on it.
       num_workers: processes that decode; 0 decodes in this one.
+      max_bad_share: up to this share, examples that do not decode are named and left out.
 
     Raises:
       ValueError: the objective has no ViT or no method `features`, or the source has no masks.
@@ -71,7 +73,9 @@ class Attention:
     spaced = np.linspace(0, total - 1, count or total).round().astype(int)
     self.examples = _Examples(self.source, spaced)
     self.mesh, self.writer = mesh, writer
-    self.options = dict(host=host, batch_size=batch_size, num_workers=num_workers)
+    self.options = dict(
+      host=host, batch_size=batch_size, num_workers=num_workers, max_bad_share=max_bad_share
+    )
     self.objective = _with_weights(objective)
     self._look = apply.jit(self._look_at, mesh)
     self._untrained: float | None = None

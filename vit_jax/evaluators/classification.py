@@ -40,6 +40,7 @@ class Classification:
     host: str = 'decode',
     batch_size: int = 256,
     num_workers: int = 0,
+    max_bad_share: float = 0.01,
     method: str = 'logits',
     top: Sequence[int] = (1, 5),
     per_class: bool = True,
@@ -55,6 +56,7 @@ class Classification:
       host: host transforms.
       batch_size: examples a batch; the result does not depend on it.
       num_workers: processes that decode; 0 decodes in this one.
+      max_bad_share: up to this share, examples that do not decode are named and left out.
       method: from a batch to logits `[B, K]`.
       top: an answer is right among the k best; 1 is called `accuracy`, 5 `top5`. Those with k >= K
         are left out.
@@ -66,7 +68,9 @@ class Classification:
     self.method = apply.method_of(objective, method, evaluator='classification')
     self.sources = apply.named_sources(source, sources)
     self.mesh, self.writer = mesh, writer
-    self.host, self.batch_size, self.num_workers = host, batch_size, num_workers
+    self.options = dict(
+      host=host, batch_size=batch_size, num_workers=num_workers, max_bad_share=max_bad_share
+    )
     self.top, self.per_class = tuple(top), per_class
 
     def examples(variables: Any, batch: Batch) -> dict[str, Array]:
@@ -107,8 +111,7 @@ class Classification:
   def _count(self, state: Any, name: str, source: Any, *, pictures: bool) -> _Tally:
     tally = None
     variables = apply.variables_of(state)
-    options = dict(host=self.host, batch_size=self.batch_size, num_workers=self.num_workers)
-    for batch in apply.batches(source, self.mesh, **options):
+    for batch in apply.batches(source, self.mesh, **self.options):
       examples, mask, num_classes = self._examples(variables, batch)
       examples = {key: value[mask] for key, value in examples.items()}
       if tally is None:

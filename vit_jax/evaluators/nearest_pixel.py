@@ -34,6 +34,7 @@ class NearestPixel:
     host: str = 'decode',
     batch_size: int = 256,
     num_workers: int = 0,
+    max_bad_share: float = 0.01,
     k: int = 1,
     background: Sequence[int] = (255, 255, 255),
   ):
@@ -49,6 +50,7 @@ class NearestPixel:
       host: host transforms of both; all images must come out in one size.
       batch_size: examples read at a time.
       num_workers: processes that decode; 0 decodes in this one.
+      max_bad_share: up to this share, examples that do not decode are named and left out.
       k: neighbours asked.
       background: RGB in 0..255.
 
@@ -60,7 +62,9 @@ class NearestPixel:
     if not 1 <= k <= len(self.train):
       raise ValueError(f'k is {k}; choose from 1 to {len(self.train)}, the training images')
     self.mesh, self.k, self.background = mesh, k, tuple(background)
-    self.options = dict(host=host, batch_size=batch_size, num_workers=num_workers)
+    self.options = dict(
+      host=host, batch_size=batch_size, num_workers=num_workers, max_bad_share=max_bad_share
+    )
     self._results: dict[str, float] | None = None
 
   def run(self, state: Any = None, *, final: bool = False) -> dict[str, float]:

@@ -134,7 +134,9 @@ class ViT(nn.Module):
     for field in ('dropout', 'drop_path'):
       if not 0 <= getattr(self, field) < 1:
         raise ValueError(f'{field} is a probability below 1, not {getattr(self, field)}')
-    size, _ = self.size, self.patch
+    size = self.size
+    if min(self.patch) < 1:
+      raise ValueError(f'patch_size must be at least 1, got {self.patch_size}')
     if size.width % size.num_heads:
       raise ValueError(f'width {size.width} is not divisible by num_heads {size.num_heads}')
     super().__post_init__()

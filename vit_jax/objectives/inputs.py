@@ -31,11 +31,10 @@ def prepare(
   image = batch['image']
   if image.dtype == jnp.uint8:
     image = image.astype(jnp.float32) / 255
-  if augment:
-    if rng is not None:
-      keys = jax.random.split(rng, image.shape[0])
-    else:
-      ids = batch.get('id', jnp.zeros(image.shape[0], jnp.int32))
-      keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), ids)
-    image = jax.vmap(augment_lib.compose_one(augment))(keys, image)
+  change = augment_lib.compose(augment)
+  if rng is not None:
+    image = change(rng, image)
+  else:
+    ids = batch.get('id', jnp.zeros(image.shape[0], jnp.int32))
+    image = change(jax.random.key(0), image, ids)
   return (image - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
