@@ -58,6 +58,13 @@ def test_a_state_comes_back_in_its_shards_also_on_another_mesh(mesh, tmp_path):
   assert moved.params['kernel'].sharding == other.params['kernel'].sharding
 
 
+def test_the_config_lies_beside_every_state(mesh, tmp_path):
+  config = {'seed': 3, 'data': {'styles': ['google']}}
+  with Checkpoints(tmp_path, config=config) as checkpoints:
+    checkpoints.save(5, make_state(mesh, 5), {})
+  assert read_json(tmp_path / 'checkpoints/5/config/metadata') == config
+
+
 def test_the_best_and_the_last_stay(mesh, tmp_path):
   scores = {1: 0.1, 2: 0.9, 3: None, 4: 0.5, 5: 0.2, 6: None}
   with Checkpoints(tmp_path, keep_last=2, keep_best=1, best='val/accuracy') as checkpoints:

@@ -27,6 +27,7 @@ class Checkpoints:
     self,
     workdir: str | Path,
     *,
+    config: Mapping[str, Any] | None = None,
     keep_last: int = 2,
     keep_best: int = 1,
     best: str | None = None,
@@ -36,6 +37,7 @@ class Checkpoints:
 
     Args:
       workdir: a local folder or `gs://...`.
+      config: what made the run, as JSON has it; saved with every state.
       keep_last: how many of the newest to keep, at least 1.
       keep_best: how many of the best to keep.
       best: the metric that decides, such as 'validation/accuracy'; None keeps the last only.
@@ -51,6 +53,7 @@ class Checkpoints:
         'it must keep at least 1 of the last, and 0 or more of the best'
       )
     self.folder = epath.Path(workdir).absolute() / 'checkpoints'
+    self._config = dict(config or {})
     self._best, self._worst = best, -math.inf if mode == 'max' else math.inf
     keep = [policies.LatestN(keep_last)]
     if best:
@@ -70,7 +73,10 @@ class Checkpoints:
       preservation_policy=policies.AnyPreservationPolicy(keep),
     )
     # Named, so that a checkpoint of an earlier process can be looked into before it is restored.
-    handlers = {'state': ocp.StandardCheckpointHandler()}
+    handlers = {
+      'state': ocp.StandardCheckpointHandler(),
+      'config': ocp.JsonCheckpointHandler(),
+    }
     try:
       self._manager = ocp.CheckpointManager(self.folder, item_handlers=handlers, options=options)
     except Exception as e:
@@ -131,9 +137,10 @@ class Checkpoints:
       extra['metrics'] = {'best': float(metrics.get(self._best, self._worst))}
     try:
       self.folder.mkdir(parents=True, exist_ok=True)
-      self._manager.save(
-        step, args=ocp.args.Composite(state=ocp.args.StandardSave(_nested(state))), **extra
+      args = ocp.args.Composite(
+        state=ocp.args.StandardSave(_nested(state)), config=ocp.args.JsonSave(self._config)
       )
+      self._manager.save(step, args=args, **extra)
     except Exception as e:
       raise self._failure(e) from e
     if self._best and metrics and self._best not in metrics:

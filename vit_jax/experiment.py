@@ -90,7 +90,8 @@ def open_checkpoints(workdir: str | Path, config: ml_collections.ConfigDict) -> 
   """The checkpoints of `workdir`, kept as `config.checkpoint` says."""
   fields = dict(config.get('checkpoint') or {})
   fields.pop('every', None)
-  return build({'type': 'checkpoint.Checkpoints', **fields}, workdir=workdir)
+  plain = config_lib.plain(config)
+  return build({'type': 'checkpoint.Checkpoints', **fields}, workdir=workdir, config=plain)
 
 
 def build_periodic(made: Experiment, field: str) -> Periodic:
