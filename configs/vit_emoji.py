@@ -1,13 +1,22 @@
-"""PLACEHOLDER docstring.
+"""A ViT from scratch on the packaged emoji: eight categories, two styles to learn, two never seen.
 
-python -m vit_jax.main --config configs/vit_emoji.py --workdir /tmp/vit_emoji
+python -m vit_jax.main --config configs/vit_emoji.py --workdir /tmp/vit_emoji              # 5 minutes on 2 cores
+python -m vit_jax.main --config configs/vit_emoji.py:long --workdir /tmp/vit_emoji_long    # 30 minutes on 2 cores
+
+Measured (seed 0, accuracy on the test split; augmentation, patch and batch chosen on other splits of the bases of
+train and validation; 1-NN is the nearest training image in pixels):
+
+             google  twitter  openmoji  noto-mono
+1-NN          0.549    0.470     0.232      0.289
+5 minutes     0.613    0.575     0.397      0.356
+:long         0.619    0.587     0.473      0.394
 """
 
 import ml_collections
 
 ARGS = ('', 'long')  # what get_config takes
 
-# Width, depth and so on, epochs and batch are what gave most in 5 minutes, and in 30.
+# Of equal cost, patches of 8 gave more than patches of 4 in 5 minutes.
 SHORT = dict(patch_size=8, width=128, depth=6, num_heads=4, mlp_dim=256)
 LONG = dict(patch_size=4, width=96, depth=6, num_heads=3, mlp_dim=192)
 AUGMENT_SHORT = (
