@@ -1,8 +1,8 @@
 """ViT on scikit-learn's digits (1,797 images of 8x8): a smoke run of seconds.
 
-python -m vit_jax.main --config configs/vit_digits.py --workdir /tmp/vit_digits    # 25 seconds on 2 cores
-Measured (3 seeds): test accuracy 0.970 +- 0.021; the nearest training image in pixels has 0.983, which 1,258 images
-are too few to beat from scratch.
+python -m vit_jax.main --config configs/vit_digits.py --workdir /tmp/vit_digits
+Measured (3 seeds): test accuracy 0.970 +- 0.021 after half a minute on 2 cores. The nearest
+training image in pixels has 0.983, which a ViT does not learn to beat from 1,258 images.
 """
 
 import ml_collections

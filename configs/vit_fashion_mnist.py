@@ -1,9 +1,11 @@
-"""A small ViT from scratch on Fashion-MNIST (Xiao et al. 2017, arXiv:1708.07747), from IDX files or TFDS.
+"""A small ViT from scratch on Fashion-MNIST, arXiv:1708.07747, from IDX files or TFDS.
 
-apt-get install dataset-fashion-mnist    # or --config.data.source.directory=FOLDER, of the four files as published
+apt-get install dataset-fashion-mnist
 python -m vit_jax.main --config configs/vit_fashion_mnist.py --workdir /tmp/vit_fashion_mnist
-Hardware: 2 CPU cores, 15 minutes; `:long` 30 minutes; `:tfds` reads what TFDS has prepared. Trained on 55,000 images,
-chosen on the other 5,000. Not yet trained to its end, so no accuracy is claimed.
+Other places: --config.data.source.directory=FOLDER of the four files as published, and the same for
+the evaluators' sources; `:tfds` reads what TFDS has prepared.
+Hardware: 2 CPU cores, 15 minutes; `:long` 30 minutes. Trains on 55,000 images; choices are made on
+the other 5,000. Not yet trained to its end, so no accuracy is claimed.
 """
 
 import ml_collections
