@@ -106,6 +106,29 @@ def test_augments_and_smooths_in_training_only():
     np.testing.assert_allclose(loss, expected.mean(), rtol=1e-6)
 
 
+def test_mixes_in_training_only():
+  objective, variables = make(mix='mixup(5.0)')
+  batch = make_batch()
+  rngs = {'augment': jax.random.key(0)}
+  plain = seen(objective, variables, batch)['image']
+  mixed = seen(objective, variables, batch, train=True, rngs=rngs)['image']
+  partner = np.roll(plain, -1, axis=0)
+  share = ((mixed - partner) / np.where(plain == partner, np.nan, plain - partner)).reshape(B, -1)
+  assert np.nanmax(np.nanstd(share, axis=1)) < 1e-4  # each image is a blend, in one proportion
+  share = np.nanmean(share, axis=1)[:, None]
+  assert ((share > 0) & (share < 1)).all()
+
+  # With the head moved, the loss is the cross-entropy against labels of the same proportion.
+  variables = jax.tree.map(lambda x: x + 0.1 * np.arange(x.size).reshape(x.shape) % 1, variables)
+  _, metrics = objective.apply(variables, batch, train=True, rngs=rngs)
+  logits = mixed.reshape(B, -1) @ variables['params']['head']['kernel']
+  logits += variables['params']['head']['bias']
+  one_hot = np.eye(K)[batch['label']]
+  target = share * one_hot + (1 - share) * np.roll(one_hot, -1, axis=0)
+  expected = -(target * jax.nn.log_softmax(logits)).sum(1)
+  np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-4)
+
+
 def test_other_transforms_in_evaluation():
   objective, variables = make(eval_augment='invert(p=1)')
   batch = make_batch()

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.arrays import Array
-from vit_jax.augment.chance import Augment
+from vit_jax.augment.chance import Augment, check_probability
 
 
 def background(p: float = 0.5, color: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Augment:
@@ -17,8 +17,7 @@ def background(p: float = 0.5, color: tuple[float, float, float] = (1.0, 1.0, 1.
   Raises:
     ValueError: `color` is no RGB in [0, 1], or `p` lies outside [0, 1].
   """
-  if not 0 <= p <= 1:
-    raise ValueError(f'probability p={p} is outside [0, 1]')
+  check_probability('p', p)
   if len(color) != 3 or not all(0 <= c <= 1 for c in color):
     raise ValueError(f'color={color!r} is not three numbers in [0, 1]')
 

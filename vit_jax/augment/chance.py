@@ -21,8 +21,7 @@ def sometimes(p: float, change: Augment) -> Augment:
   Raises:
     ValueError: `p` lies outside [0, 1].
   """
-  if not 0 <= p <= 1:
-    raise ValueError(f'probability p={p} is outside [0, 1]')
+  check_probability('p', p)
 
   def apply(rng: Array, image: Array) -> Array:
     coin, rng = jax.random.split(rng)
@@ -32,6 +31,12 @@ def sometimes(p: float, change: Augment) -> Augment:
     return jnp.where(jax.random.uniform(coin) < p, changed, image)
 
   return apply
+
+
+def check_probability(name: str, value: float) -> None:
+  """Raises ValueError where `value` lies outside [0, 1]."""
+  if not 0 <= value <= 1:
+    raise ValueError(f'probability {name}={value} is outside [0, 1]')
 
 
 def check_range(name: str, low_high: tuple[float, float], *, least: float) -> tuple[float, float]:

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.arrays import Array
-from vit_jax.augment.chance import Augment, check_range, join_alpha, sometimes, split_alpha
+from vit_jax.augment.chance import (
+  Augment,
+  check_probability,
+  check_range,
+  join_alpha,
+  sometimes,
+  split_alpha,
+)
 
 
 def affine(
@@ -40,8 +47,7 @@ def affine(
   low, high = np.log(check_range('scale', scale, least=1e-3))
   if aspect < 1:
     raise ValueError(f'aspect={aspect} is below 1')
-  if not 0 <= flip <= 1:
-    raise ValueError(f'probability flip={flip} is outside [0, 1]')
+  check_probability('flip', flip)
 
   def change(rng: Array, image: Array) -> Array:
     draw = jax.random.uniform(rng, (7,), minval=-1, maxval=1)

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vit_jax.arrays import Array, Batch
+from vit_jax.augment import mix
 from vit_jax.losses import classification
 from vit_jax.objectives import inputs
 
@@ -19,6 +20,7 @@ class Supervised(nn.Module):
     head_bias: the head's bias at the start. With 'sigmoid' and many classes, -log(K) or so (-10 for
       ImageNet-21k) starts the loss near its floor instead of at K log 2.
     augment: device transforms in training, such as `'color_distort(0.5) | blur'`.
+    mix: mixes the examples of a batch in training, such as `'mixup(0.2) | cutmix(p=0.5)'`.
     eval_augment: device transforms in evaluation, such as a fixed background behind transparent
       drawings.
     mean: what pixels in [0, 1] are normalised by: a number, or one a channel.
@@ -31,6 +33,7 @@ class Supervised(nn.Module):
   label_smoothing: float = 0.0
   head_bias: float = 0.0
   augment: str = ''
+  mix: str = ''
   eval_augment: str = ''
   mean: float | tuple[float, ...] = 0.5
   std: float | tuple[float, ...] = 0.5
@@ -56,34 +59,36 @@ class Supervised(nn.Module):
 
     Args:
       batch: `image [B, H, W, C]` uint8; `label [B]` class numbers or `[B, K]` multi-hot.
-      train: whether to augment, to smooth labels and to drop.
+      train: whether to augment, to mix, to smooth labels and to drop.
 
     Returns:
-      The mean loss, and `loss [B]` and `accuracy [B]` (whether the first answer is a label).
+      The mean loss, and `loss [B]` and `accuracy [B]` (whether the first answer is a label, where
+      examples were mixed one of theirs).
     """
-    logits = self._logits(batch, train=train)  # [B, K]
-    label = batch['label']
+    image = self._image(batch, train=train)
+    target = classification.targets(batch['label'], self.num_classes)  # [B, K]
+    if train and self.mix:
+      image, target = mix.compose(self.mix)(self.make_rng('augment'), image, target)
+    logits = self._logits(image, train=train)  # [B, K]
     loss = classification.LOSSES[self.loss](
-      logits, label, smoothing=self.label_smoothing if train else 0.0
+      logits, target, smoothing=self.label_smoothing if train else 0.0
     )
-    target = classification.targets(label, self.num_classes)
     best = jnp.argmax(logits, axis=-1)
     accuracy = jnp.take_along_axis(target, best[:, None], axis=-1)[:, 0] > 0
     return jnp.mean(loss), {'loss': loss, 'accuracy': accuracy.astype(jnp.float32)}
 
   def logits(self, batch: Batch) -> Array:
     """Logits `[B, K]` of `image [B, H, W, C]`, float32, as in evaluation."""
-    return self._logits(batch, train=False)
+    return self._logits(self._image(batch, train=False), train=False)
 
   def features(self, batch: Batch) -> Array:
     """The encoder's pooled features `[B, D]` of `image [B, H, W, C]`, as in evaluation."""
-    return self._encode(batch, train=False)
+    return self.encoder(self._image(batch, train=False), train=False).pooled
 
-  def _logits(self, batch: Batch, *, train: bool) -> Array:
-    return self.head(self._encode(batch, train=train).astype(jnp.float32))
-
-  def _encode(self, batch: Batch, *, train: bool) -> Array:
+  def _image(self, batch: Batch, *, train: bool) -> Array:
     augment = self.augment if train else self.eval_augment
     rng = self.make_rng('augment') if train and augment else None
-    image = inputs.prepare(batch, augment, rng, mean=self.mean, std=self.std)
-    return self.encoder(image, train=train).pooled
+    return inputs.prepare(batch, augment, rng, mean=self.mean, std=self.std)
+
+  def _logits(self, image: Array, *, train: bool) -> Array:
+    return self.head(self.encoder(image, train=train).pooled.astype(jnp.float32))
