@@ -21,6 +21,7 @@ LOGICAL_AXES: dict[str, str | tuple[str, ...] | None] = {
   'heads': 'tensor',
   'head_dim': None,
   'classes': 'tensor',
+  'layers': None,  # the blocks of a scan
 }
 
 

@@ -1,5 +1,7 @@
 """ViT against its published sizes and a slow version in NumPy."""
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -49,12 +51,12 @@ def random_params(model, seed=0, scale=0.3):
   return jax.tree.unflatten(tree, leaves)
 
 
-def apply(model, params, image=IMAGE, *, train=False, mutable=False, key=None):
+def apply(model, params, image=IMAGE, *, train=False, mutable=False, key=None, **asked):
   rngs = None if key is None else {'dropout': jax.random.key(key)}
 
   @jax.jit
   def run(params, image):
-    return model.apply({'params': params}, image, train=train, rngs=rngs, mutable=mutable)
+    return model.apply({'params': params}, image, train=train, rngs=rngs, mutable=mutable, **asked)
 
   return run(params, image)
 
@@ -77,7 +79,7 @@ def test_every_variant_has_a_published_count():
 
 def numpy_norm(x, p, eps=1e-6):
   x = x - x.mean(-1, keepdims=True)
-  return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * p['scale'] + p['bias']
+  return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * p['scale'] + p.get('bias', 0.0)
 
 
 def numpy_attention(x, context, p):
@@ -87,6 +89,8 @@ def numpy_attention(x, context, p):
       q = x[b] @ p['query']['kernel'][:, h] + p['query']['bias'][h]
       k = context[b] @ p['key']['kernel'][:, h] + p['key']['bias'][h]
       v = context[b] @ p['value']['kernel'][:, h] + p['value']['bias'][h]
+      if 'query_norm' in p:
+        q, k = numpy_norm(q, p['query_norm']), numpy_norm(k, p['key_norm'])
       scores = np.exp(q @ k.T / np.sqrt(q.shape[-1]))
       out[b] += scores / scores.sum(-1, keepdims=True) @ v @ p['out']['kernel'][h]
   return out + p['out']['bias']
@@ -99,6 +103,8 @@ def numpy_mlp(x, p):
 
 
 def numpy_vit(image, p, *, patch, pooling):
+  """Pooled features, tokens, and what comes out of the first block."""
+  one = {'scale': 1.0}
   p = jax.tree.map(np.float64, p)
   tokens = []
   for y in range(0, image.shape[1], patch[0]):
@@ -107,15 +113,23 @@ def numpy_vit(image, p, *, patch, pooling):
       product = window[..., None] * p['embedding']['kernel']  # [B, p, q, C, D]
       tokens.append(product.sum((1, 2, 3)) + p['embedding']['bias'])
   x = np.stack(tokens, 1)
+  n = x.shape[1]
   if pooling == 'token':
     x = np.concatenate([np.repeat(p['cls'], len(x), 0), x], 1)
   x = x + p['pos_embedding']
+  if 'registers' in p:
+    x = np.concatenate([x[:, :-n], np.repeat(p['registers'], len(x), 0), x[:, -n:]], 1)
+  after = []
   for i in range(2):
     block = p[f'block_{i}']
     y = numpy_norm(x, block['norm_1'])
-    x = x + numpy_attention(y, y, block['attention'])
-    x = x + numpy_mlp(numpy_norm(x, block['norm_2']), block['mlp'])
+    y = numpy_attention(y, y, block['attention'])
+    x = x + y * block.get('scale_1', one)['scale']
+    y = numpy_mlp(numpy_norm(x, block['norm_2']), block['mlp'])
+    x = x + y * block.get('scale_2', one)['scale']
+    after.append(x[:, -n:])
   x = numpy_norm(x, p['norm'])
+  x = x if pooling == 'token' else x[:, -n:]
   if pooling == 'map':
     head = p['map_head']
     y = numpy_attention(np.repeat(head['probe'], len(x), 0), x, head['attention'])
@@ -124,18 +138,30 @@ def numpy_vit(image, p, *, patch, pooling):
     pooled = x.mean(1) if pooling == 'mean' else x[:, 0]
   if 'pre_logits' in p:
     pooled = np.tanh(pooled @ p['pre_logits']['kernel'] + p['pre_logits']['bias'])
-  return pooled, x[:, 1:] if pooling == 'token' else x
+  return pooled, x[:, -n:], after[0]
+
+
+OPTIONS = dict(registers=3, layer_scale=0.1, qk_norm=True)
 
 
 @pytest.mark.parametrize(
-  ('pooling', 'patch', 'pre_logits'),
-  [('token', (4, 4), 5), ('mean', (2, 6), None), ('map', (4, 4), None)],
+  ('pooling', 'patch', 'fields'),
+  [
+    ('token', (4, 4), dict(pre_logits=5)),
+    ('mean', (2, 6), {}),
+    ('map', (4, 4), {}),
+    ('token', (4, 4), OPTIONS),
+    ('mean', (4, 4), OPTIONS),
+    ('map', (4, 4), dict(registers=1)),
+  ],
 )
-def test_equals_numpy(pooling, patch, pre_logits):
-  model = ViT(**{**SMALL, 'patch_size': patch}, pooling=pooling, pre_logits=pre_logits)
+def test_equals_numpy(pooling, patch, fields):
+  model = ViT(**{**SMALL, 'patch_size': patch}, pooling=pooling, **fields)
   params = random_params(model)
-  pooled, tokens = numpy_vit(IMAGE, params, patch=patch, pooling=pooling)
-  out = apply(model, params)
+  pooled, tokens, first = numpy_vit(IMAGE, params, patch=patch, pooling=pooling)
+  out = apply(model, params, blocks=(0, -1))
+  np.testing.assert_allclose(out.blocks[0], first, atol=1e-5)
+  assert out.blocks[1].shape == out.tokens.shape
   assert out.grid == (8 // patch[0], 12 // patch[1])
   np.testing.assert_allclose(out.pooled, pooled, atol=1e-5)
   np.testing.assert_allclose(out.tokens, tokens, atol=1e-5)
@@ -183,6 +209,55 @@ def test_stochastic_depth_spares_the_first_block_and_drops_the_last():
   np.testing.assert_allclose(dropped.tokens, shallow.tokens, atol=1e-5)
 
 
+def test_layer_scale_starts_near_the_identity():
+  model = ViT(**SMALL, pooling='mean', layer_scale=1e-5)
+  image = jnp.asarray(IMAGE)
+  params = nn.unbox(jax.jit(lambda: model.init(jax.random.key(0), image, train=False))())['params']
+  for name in ('scale_1', 'scale_2'):
+    np.testing.assert_array_equal(params['block_0'][name]['scale'], np.float32(1e-5))
+  out = apply(model, params, blocks=(0, 1))
+  np.testing.assert_allclose(out.blocks[0], out.blocks[1], atol=1e-3)
+
+
+def test_kept_patches_see_one_another_alone():
+  # Without the other patches: as if the image had those patches only, at their positions.
+  model = ViT(**SMALL, registers=2)
+  params = random_params(model)
+  keep = np.array([[0, 2, 5], [1, 2, 3]])
+  out = apply(model, params, keep=keep)
+  assert out.tokens.shape == (2, 3, 16)
+  assert out.grid is None
+  for i in range(2):
+    places = [divmod(n, 3) for n in keep[i]]
+    patches = [IMAGE[i, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4] for y, x in places]
+    row = np.concatenate(patches, axis=1)[None]  # [1, 4, 12, 3]
+    pos = params['pos_embedding'][:, [0, *(keep[i] + 1)]]
+    alone = apply(model, {**params, 'pos_embedding': pos}, row)
+    np.testing.assert_allclose(out.tokens[i], alone.tokens[0], atol=1e-5)
+    np.testing.assert_allclose(out.pooled[i], alone.pooled[0], atol=1e-5)
+
+
+def test_patch_dropout_is_for_training_and_drawn_by_example():
+  model = ViT(**SMALL, pooling='mean', patch_dropout=0.5)
+  params = random_params(model)
+  assert apply(model, params).tokens.shape == (2, 6, 16)
+  same = np.repeat(IMAGE[:1], 64, axis=0)
+  out = apply(model, params, same, train=True, key=0)
+  assert out.tokens.shape == (64, 3, 16)
+  # 20 subsets of 3 of 6 patches, each of which is one of those `keep` can name.
+  subsets = np.array(list(itertools.combinations(range(6), 3)))
+  expected = apply(model, params, same[:20], keep=subsets).pooled
+  apart = np.abs(np.asarray(out.pooled)[:, None] - np.asarray(expected)[None]).max(-1)
+  assert apart.min(1).max() < 1e-5
+  assert len(set(apart.argmin(1))) > 12
+
+
+def test_a_block_that_there_is_not():
+  model = ViT(**SMALL)
+  with pytest.raises(ValueError, match='no block 2; there are 2, from 0'):
+    apply(model, random_params(model), blocks=(2,))
+
+
 def test_attention_weights_are_sown_by_block():
   model = ViT(**SMALL, pooling='map')
   _, state = apply(model, random_params(model), mutable='intermediates')
@@ -204,12 +279,14 @@ def test_attention_implementations_agree():
 
 def test_every_parameter_names_its_axes():
   params = abstract_params(ViT(**SMALL, pooling='map', pre_logits=8), IMAGE.shape)
-  params['cls'] = abstract_params(ViT(**SMALL), IMAGE.shape)['cls']
+  others = abstract_params(ViT(**SMALL, **OPTIONS), IMAGE.shape)
+  stem = abstract_params(ViT('R26+S/32'))['resnet']
+  params |= {'cls': others['cls'], 'options': others, 'resnet': stem}
   boxes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
   for box in boxes:
     assert isinstance(box, nn.LogicallyPartitioned)
     assert len(box.names) == box.value.ndim
-    assert set(box.names) <= {None, 'embed', 'heads', 'head_dim', 'mlp'}
+    assert set(box.names) <= {None, 'layers', 'embed', 'heads', 'head_dim', 'mlp'}
   assert params['block_1']['attention']['out']['kernel'].names == ('heads', 'head_dim', 'embed')
   assert params['embedding']['kernel'].names == (None, None, None, 'embed')
 
@@ -244,6 +321,11 @@ def test_initial_scales_are_the_published_ones():
     (dict(SMALL, dtype='half'), "unknown dtype 'half'; choose from 'float32', 'bfloat16'"),
     (dict(SMALL, attention='cudnn'), "'cudnn' needs dtype 'bfloat16' or 'float16'"),
     (dict(SMALL, num_heads=3), 'width 16 is not divisible by num_heads 3'),
+    (dict(SMALL, remat='all'), "unknown remat 'all'; choose from 'none', 'full', 'dots', "),
+    (dict(SMALL, registers=-1), 'registers must be 0 or more, got -1'),
+    (dict(SMALL, patch_dropout=1.0), 'patch_dropout is a probability below 1, not 1.0'),
+    (dict(variant='R18+B/16'), "unknown ResNet 'R18'; choose from 'R26', 'R50'"),
+    (dict(variant='R26+S/16'), 'patch_size 16 is not a multiple of 32'),
     (dict(SMALL, drop_path=1.0), 'drop_path is a probability below 1, not 1.0'),
   ],
 )

@@ -17,6 +17,21 @@ init = nn.initializers
 logical = nn.with_logical_partitioning
 
 
+def layer_norm(
+  name: str, epsilon: float, dtype: Any, *, axis: str = 'embed', bias: bool = True
+) -> nn.LayerNorm:
+  """A LayerNorm over the last axis, its statistics in float32, with its logical axis named."""
+  return nn.LayerNorm(
+    epsilon=epsilon,
+    dtype=dtype,
+    use_bias=bias,
+    use_fast_variance=False,  # E[x^2] - E[x]^2 cancels where activations have a large mean.
+    scale_init=logical(init.ones, (axis,)),
+    bias_init=logical(init.zeros, (axis,)),
+    name=name,
+  )
+
+
 class Attention(nn.Module):
   """Multi-head attention without mask. Vaswani et al. 2017, Section 3.2.2, arXiv:1706.03762.
 
@@ -25,11 +40,16 @@ class Attention(nn.Module):
     implementation: `einsum` writes the softmax out, in float32, and sows the weights; `xla` and
       `cudnn` are `jax.nn.dot_product_attention`'s, of which `cudnn` needs a GPU and `bfloat16` or
       `float16`. `auto` is `einsum`.
+    qk_norm: whether each head's queries and keys go through a LayerNorm, which keeps the logits of
+      large models from growing. Section 2, arXiv:2302.05442.
+    ln_eps: epsilon of these LayerNorms.
     dtype: of the computation. Parameters are float32.
   """
 
   num_heads: int
   implementation: str = 'auto'
+  qk_norm: bool = False
+  ln_eps: float = 1e-6
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -56,6 +76,9 @@ class Attention(nn.Module):
     q = self._heads('query', width, head_dim)(x)  # [B or 1, L, H, Dh]
     k = self._heads('key', width, head_dim)(context)  # [B, M, H, Dh]
     v = self._heads('value', width, head_dim)(context)  # [B, M, H, Dh]
+    if self.qk_norm:
+      q = layer_norm('query_norm', self.ln_eps, self.dtype, axis='head_dim', bias=False)(q)
+      k = layer_norm('key_norm', self.ln_eps, self.dtype, axis='head_dim', bias=False)(k)
     q = jnp.broadcast_to(q, k.shape[:1] + q.shape[1:])
     if self.implementation in ('auto', 'einsum'):
       out = self._einsum(q, k, v)  # [B, L, H, Dh]

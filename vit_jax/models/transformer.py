@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from vit_jax.arrays import Array
 from vit_jax.choices import check_choice
-from vit_jax.models.attention import Attention
+from vit_jax.models.attention import Attention, layer_norm
 
 init = nn.initializers
 logical = nn.with_logical_partitioning
@@ -59,18 +59,6 @@ compute_gradient_once.defvjp(
 )
 
 
-def layer_norm(name: str, epsilon: float, dtype: Any) -> nn.LayerNorm:
-  """A LayerNorm over features, its statistics in float32, with its logical axes named."""
-  return nn.LayerNorm(
-    epsilon=epsilon,
-    dtype=dtype,
-    use_fast_variance=False,  # E[x^2] - E[x]^2 cancels where activations have a large mean.
-    scale_init=logical(init.ones, ('embed',)),
-    bias_init=logical(init.zeros, ('embed',)),
-    name=name,
-  )
-
-
 class Mlp(nn.Module):
   """Two dense layers. Eq. 3, arXiv:2010.11929; initialised as in its published code.
 
@@ -110,6 +98,24 @@ class Mlp(nn.Module):
     return nn.Dropout(self.dropout)(x, deterministic=not train)
 
 
+class LayerScale(nn.Module):
+  """Multiplies each feature by a learned factor. Section 2.1, arXiv:2103.17239.
+
+  Attributes:
+    init_value: of all factors; small, so that a deep network starts close to the identity.
+    dtype: of the computation.
+  """
+
+  init_value: float
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """`[..., D]` to `[..., D]`."""
+    scale_init = logical(init.constant(self.init_value), ('embed',))
+    return x * self.param('scale', scale_init, x.shape[-1:]).astype(self.dtype)
+
+
 class Block(nn.Module):
   """Attention, then an MLP, each after a LayerNorm, beside a residual. Eq. 2-3, arXiv:2010.11929.
 
@@ -118,8 +124,10 @@ class Block(nn.Module):
     num_heads: heads; divides the width.
     dropout: probability of dropping a feature of either branch.
     attention: `auto`, `einsum`, `xla` or `cudnn`; see `Attention`.
+    qk_norm: see `Attention`.
+    layer_scale: what `LayerScale` at the end of both branches starts with; None for none.
     activation: of the MLP.
-    ln_eps: epsilon of both LayerNorms.
+    ln_eps: epsilon of the LayerNorms.
     dtype: of the computation.
   """
 
@@ -127,6 +135,8 @@ class Block(nn.Module):
   num_heads: int
   dropout: float = 0.0
   attention: str = 'auto'
+  qk_norm: bool = False
+  layer_scale: float | None = None
   activation: str = 'gelu'
   ln_eps: float = 1e-6
   dtype: Any = jnp.float32
@@ -135,14 +145,19 @@ class Block(nn.Module):
   def __call__(self, x: Array, train: bool, drop_path_rate: float | Array = 0.0) -> Array:
     """`[B, L, D]` to `[B, L, D]`; the branches of an example are dropped with `drop_path_rate`."""
     y = layer_norm('norm_1', self.ln_eps, self.dtype)(x)
-    y = Attention(self.num_heads, self.attention, self.dtype, name='attention')(y)
+    y = Attention(
+      self.num_heads, self.attention, self.qk_norm, self.ln_eps, self.dtype, name='attention'
+    )(y)
     y = nn.Dropout(self.dropout)(y, deterministic=not train)
-    x = compute_gradient_once(x + self._drop_path(y, train, drop_path_rate))
+    x = self._add(x, y, 'scale_1', train, drop_path_rate)
     y = layer_norm('norm_2', self.ln_eps, self.dtype)(x)
     y = Mlp(self.mlp_dim, self.dropout, self.activation, self.dtype, name='mlp')(y, train)
-    return compute_gradient_once(x + self._drop_path(y, train, drop_path_rate))
+    return self._add(x, y, 'scale_2', train, drop_path_rate)
 
-  def _drop_path(self, x: Array, train: bool, rate: float | Array) -> Array:
-    if not train or (isinstance(rate, float) and rate == 0.0):
-      return x
-    return drop_path(x, rate, self.make_rng('dropout'))
+  def _add(self, x: Array, y: Array, name: str, train: bool, rate: float | Array) -> Array:
+    """The residual `x` and its branch `y`, scaled and, in training, dropped."""
+    if self.layer_scale is not None:
+      y = LayerScale(self.layer_scale, self.dtype, name=name)(y)
+    if train and not (isinstance(rate, float) and rate == 0.0):
+      y = drop_path(y, rate, self.make_rng('dropout'))
+    return compute_gradient_once(x + y)

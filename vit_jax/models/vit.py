@@ -1,17 +1,22 @@
 """Vision Transformer. Dosovitskiy et al. 2020, arXiv:2010.11929."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.errors
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from vit_jax.arrays import Array
 from vit_jax.choices import check_choice
-from vit_jax.models.attention import IMPLEMENTATIONS, Attention
+from vit_jax.models.attention import IMPLEMENTATIONS, layer_norm
 from vit_jax.models.features import Features
+from vit_jax.models.hybrid import STEMS, ResNetStem
+from vit_jax.models.pooling import MapHead
 from vit_jax.models.positions import sincos2d
-from vit_jax.models.transformer import ACTIVATIONS, Block, Mlp, layer_norm
+from vit_jax.models.stack import REMAT, apply_blocks
+from vit_jax.models.transformer import ACTIVATIONS
 
 init = nn.initializers
 logical = nn.with_logical_partitioning
@@ -42,47 +47,14 @@ VARIANTS = {
 }
 
 
-class MapHead(nn.Module):
-  """Attention pooling: one learned query, then an MLP beside a residual.
-
-  Zhai et al. 2021, Section 3.2, arXiv:2106.04560; the MLP as in its published code.
-
-  Attributes:
-    mlp_dim: hidden features of the MLP.
-    num_heads: heads; divides the width.
-    attention: `auto`, `einsum`, `xla` or `cudnn`; see `Attention`.
-    activation: of the MLP.
-    ln_eps: epsilon of the LayerNorm.
-    dtype: of the computation.
-  """
-
-  mlp_dim: int
-  num_heads: int
-  attention: str = 'auto'
-  activation: str = 'gelu'
-  ln_eps: float = 1e-6
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    """`[B, L, D]` to `[B, D]`."""
-    probe_init = logical(init.xavier_uniform(), (None, None, 'embed'))
-    probe = self.param('probe', probe_init, (1, 1, x.shape[-1]))
-    probe = probe.astype(x.dtype)
-    x = Attention(self.num_heads, self.attention, self.dtype, name='attention')(probe, x)
-    y = layer_norm('norm', self.ln_eps, self.dtype)(x)
-    x = x + Mlp(self.mlp_dim, 0.0, self.activation, self.dtype, name='mlp')(y, False)
-    return x[:, 0]
-
-
 class ViT(nn.Module):
   """A transformer over the patches of an image. Dosovitskiy et al. 2020, arXiv:2010.11929.
 
   Attributes:
-    variant: a published size and a patch, `B/16`; a size alone where `patch_size` is given; or
-      nothing.
-    patch_size: a side in pixels, or `(height, width)`. None here and in the next four fields: the
-      variant's.
+    variant: a published size and a patch, `B/16`, for a hybrid with its ResNet, `R50+B/16`; a size
+      alone where `patch_size` is given; or nothing.
+    patch_size: a side in pixels of the image, or `(height, width)`; of a hybrid, a multiple of its
+      ResNet's stride. None here and in the next four fields: the variant's.
     width: features of a token.
     depth: blocks.
     mlp_dim: hidden features of the MLPs.
@@ -91,11 +63,19 @@ class ViT(nn.Module):
       Only `token` has a class token.
     positions: `learned`, one vector a token, the class token's included, so that the grid is fixed
       by the first image; or `sincos2d`, fixed and for any grid, none on the class token.
+    registers: learned tokens beside the patches, which no output shows. arXiv:2309.16588.
     pre_logits: features of the dense layer and tanh between pooling and head, in which the paper
       pre-trains (Section 3.1); None for none.
     dropout: probability of dropping a feature: of the embedded tokens and of each branch.
     drop_path: stochastic depth: the probability of dropping a branch of an example in the last
       block; it grows linearly from 0 in the first. One block has 0.
+    patch_dropout: the share of patches, other ones for each example, that training leaves out
+      before the first block, which saves their cost. Section 3.1, arXiv:2212.00794.
+    layer_scale: what the factors at the end of each branch start with; None for none. `LayerScale`.
+    qk_norm: LayerNorm on queries and keys; see `Attention`.
+    scan: one compiled block in a loop, its parameters stacked as `blocks`; see `apply_blocks`.
+    remat: what the backward pass computes again instead of keeping it: `none`, `full`, `dots`,
+      `dots_no_batch`; see `REMAT`. With `scan` or without.
     attention: `auto`, `einsum`, `xla` or `cudnn`; see `Attention`.
     activation: `gelu` (exact), `gelu_tanh` or `quick_gelu`.
     ln_eps: epsilon of the LayerNorms.
@@ -115,9 +95,15 @@ class ViT(nn.Module):
   num_heads: int | None = None
   pooling: str = 'token'
   positions: str = 'learned'
+  registers: int = 0
   pre_logits: int | None = None
   dropout: float = 0.0
   drop_path: float = 0.0
+  patch_dropout: float = 0.0
+  layer_scale: float | None = None
+  qk_norm: bool = False
+  scan: bool = False
+  remat: str = 'none'
   attention: str = 'auto'
   activation: str = 'gelu'
   ln_eps: float = 1e-6
@@ -128,15 +114,24 @@ class ViT(nn.Module):
     check_choice('positions', self.positions, POSITIONS)
     check_choice('attention', self.attention, IMPLEMENTATIONS)
     check_choice('activation', self.activation, ACTIVATIONS)
+    check_choice('remat', self.remat, REMAT)
     check_choice('dtype', getattr(self.dtype, '__name__', str(self.dtype)), DTYPES)
     if self.attention == 'cudnn' and jnp.dtype(self.dtype) == jnp.float32:
       raise ValueError("attention 'cudnn' needs dtype 'bfloat16' or 'float16', not 'float32'")
-    for field in ('dropout', 'drop_path'):
+    for field in ('dropout', 'drop_path', 'patch_dropout'):
       if not 0 <= getattr(self, field) < 1:
         raise ValueError(f'{field} is a probability below 1, not {getattr(self, field)}')
     size = self.size
+    if self.registers < 0:
+      raise ValueError(f'registers must be 0 or more, got {self.registers}')
     if min(self.patch) < 1:
       raise ValueError(f'patch_size must be at least 1, got {self.patch_size}')
+    stem = self.resnet
+    if stem and any(p % stem.stride for p in self.patch):
+      raise ValueError(
+        f'patch_size {self.patch[0]} is not a multiple of {stem.stride}, the stride of the '
+        f'ResNet of {self.variant!r}'
+      )
     if size.width % size.num_heads:
       raise ValueError(f'width {size.width} is not divisible by num_heads {size.num_heads}')
     super().__post_init__()
@@ -144,7 +139,7 @@ class ViT(nn.Module):
   @property
   def size(self) -> Size:
     """The variant's size, with the fields that override it."""
-    name = self.variant.partition('/')[0]
+    name = self.variant.partition('/')[0].rpartition('+')[2]
     base = [None] * len(Size._fields)
     if name:
       check_choice('variant', name, VARIANTS)
@@ -170,55 +165,95 @@ class ViT(nn.Module):
       patch = int(text)
     return (patch, patch) if isinstance(patch, int) else tuple(patch)
 
+  @property
+  def resnet(self) -> ResNetStem | None:
+    """The ResNet of a hybrid, unbound; None of a plain ViT."""
+    name, plus, _ = self.variant.partition('/')[0].rpartition('+')
+    if not plus:
+      return None
+    blocks = STEMS[check_choice('ResNet', name, STEMS)]
+    return ResNetStem(blocks, dtype=jnp.dtype(self.dtype), parent=None)
+
   @nn.compact
-  def __call__(self, image: Array, *, train: bool) -> Features:
+  def __call__(
+    self, image: Array, *, train: bool, keep: Array | None = None, blocks: Sequence[int] = ()
+  ) -> Features:
     """Encodes images.
 
     Args:
       image: `[B, H, W, C]` float; H and W are multiples of the patch.
-      train: drops features and branches; needs the stream `dropout` where either is asked for.
+      train: drops features, branches and patches; needs the stream `dropout` where any is asked
+        for.
+      keep: `[B, K]` int, the patches that each example keeps, counted row by row; None for all.
+      blocks: numbers of blocks whose outputs are wanted, from 0, or from the end: -1 is the last.
 
     Returns:
-      `Features` in the compute dtype: `pooled` `[B, D]` (`[B, pre_logits]` where asked for), and
-      `tokens` `[B, N, D]` after the final LayerNorm.
+      `Features` in the compute dtype: `pooled` `[B, D]` (`[B, pre_logits]` where asked for),
+      `tokens` `[B, N, D]` after the final LayerNorm, and `blocks`, an `[B, N, D]` for each that was
+      asked for, before it. Of the K patches that were kept, where some were not; without grid.
 
     Raises:
       ValueError: an image that the patch does not divide, that is not float, or that has another
-        number of patches than the learned positions.
+        number of patches than the learned positions; a block that there is not.
     """
-    size, dtype = self.size, jnp.dtype(self.dtype)
+    size = self.size
+    for number in blocks:
+      if not -size.depth <= number < size.depth:
+        raise ValueError(f'no block {number}; there are {size.depth}, from 0')
     x = self._embed(image)  # [B, h, w, D]
     batch, *grid, _ = x.shape
-    x = self._add_positions(x.reshape(batch, -1, size.width), tuple(grid))  # [B, L, D]
+    x, others = self._add_positions(x.reshape(batch, -1, size.width), tuple(grid))  # [B, N, D]
+    if keep is None:
+      keep = self._draw_patches(batch, x.shape[1], train)
+    if keep is not None:
+      x = jnp.take_along_axis(x, keep[..., None], axis=1)  # [B, K, D]
+    patches = x.shape[1]
+    x = jnp.concatenate([*others, x], axis=1)  # [B, L, D]
     x = nn.Dropout(self.dropout)(x, deterministic=not train)
-    for i in range(size.depth):
-      rate = self.drop_path * i / max(size.depth - 1, 1)
-      block = Block(
-        size.mlp_dim,
-        size.num_heads,
-        dropout=self.dropout,
-        attention=self.attention,
-        activation=self.activation,
-        ln_eps=self.ln_eps,
-        dtype=dtype,
-        name=f'block_{i}',
-      )
-      x = block(x, train, rate)
-    x = layer_norm('norm', self.ln_eps, dtype)(x)
-    tokens = x[:, 1:] if self.pooling == 'token' else x
-    return Features(pooled=self._pool(x), tokens=tokens, grid=tuple(grid))
+    x, after = apply_blocks(
+      x,
+      train,
+      depth=size.depth,
+      drop_path=self.drop_path,
+      scan=self.scan,
+      remat=self.remat,
+      outputs=blocks,
+      mlp_dim=size.mlp_dim,
+      num_heads=size.num_heads,
+      dropout=self.dropout,
+      attention=self.attention,
+      qk_norm=self.qk_norm,
+      layer_scale=self.layer_scale,
+      activation=self.activation,
+      ln_eps=self.ln_eps,
+      dtype=jnp.dtype(self.dtype),
+    )
+    x = layer_norm('norm', self.ln_eps, jnp.dtype(self.dtype))(x)
+    return Features(
+      pooled=self._pool(x, patches),
+      tokens=x[:, -patches:],
+      blocks=tuple(b[:, -patches:] for b in after),
+      grid=tuple(grid) if keep is None else None,
+    )
 
   def _embed(self, image: Array) -> Array:
-    """`[B, H, W, C]` to `[B, h, w, D]`: a convolution whose stride is its kernel, as one matmul."""
+    """`[B, H, W, C]` to `[B, h, w, D]`: a convolution whose stride is its kernel, as one matmul.
+
+    Of a hybrid, that of its ResNet's feature map.
+    """
     if image.ndim != 4:
       raise ValueError(f'ViT takes images [B, H, W, C], not {image.shape}')
     if not jnp.issubdtype(image.dtype, jnp.floating):
       raise ValueError(f'ViT takes float images, not {image.dtype}: scale them first')
-    batch, height, width, channels = image.shape
-    p, q = self.patch
-    if height % p or width % q:
-      raise ValueError(f'image {height}x{width} is not divisible by patch {p}x{q}')
     dtype = jnp.dtype(self.dtype)
+    p, q = self.patch
+    if image.shape[1] % p or image.shape[2] % q:
+      raise ValueError(f'image {image.shape[1]}x{image.shape[2]} is not divisible by patch {p}x{q}')
+    stem = self.resnet
+    if stem:
+      image = stem.clone(parent=self, name='resnet')(image.astype(dtype))
+      p, q = p // stem.stride, q // stem.stride
+    batch, height, width, channels = image.shape
     patches = image.astype(dtype).reshape(batch, height // p, p, width // q, q, channels)
     return nn.Einsum(
       (p, q, channels, self.size.width),
@@ -229,32 +264,49 @@ class ViT(nn.Module):
       name='embedding',
     )(patches)
 
-  def _add_positions(self, x: Array, grid: tuple[int, int]) -> Array:
-    """`[B, N, D]` to `[B, L, D]`: puts the class token before the patches and adds positions."""
-    if self.positions == 'sincos2d':
-      x = x + sincos2d(*grid, x.shape[-1]).astype(x.dtype)
+  def _add_positions(self, x: Array, grid: tuple[int, int]) -> tuple[Array, list[Array]]:
+    """Adds positions to the patches, `[B, N, D]`; also returns the tokens that come before them.
+
+    These are the class token, which has a learned position too, and the registers, which have none.
+    """
+    batch, patches, width = x.shape
+    others = []
     if self.pooling == 'token':
-      cls = self.param('cls', logical(init.zeros, (None, None, 'embed')), (1, 1, x.shape[-1]))
-      cls = jnp.broadcast_to(cls.astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
-      x = jnp.concatenate([cls, x], axis=1)
-    if self.positions == 'learned':
+      cls = self.param('cls', logical(init.zeros, (None, None, 'embed')), (1, 1, width))
+      others.append(cls)
+    if self.positions == 'sincos2d':
+      x = x + sincos2d(*grid, width).astype(x.dtype)
+    else:
       pos_init = logical(init.normal(0.02), (None, None, 'embed'))
+      shape = (1, len(others) + patches, width)
       try:
-        pos = self.param('pos_embedding', pos_init, (1, *x.shape[1:]))
+        pos = self.param('pos_embedding', pos_init, shape)
       except flax.errors.ScopeParamShapeError:
         raise ValueError(
           f'the learned positions are for another number of tokens than {grid[0]}x{grid[1]} patches'
         ) from None
-      x = x + pos.astype(x.dtype)
-    return x
+      x = x + pos[:, -patches:].astype(x.dtype)
+      others = [token + pos[:, :1] for token in others]
+    if self.registers:
+      reg_init = logical(init.normal(0.02), (None, None, 'embed'))
+      others.append(self.param('registers', reg_init, (1, self.registers, width)))
+    return x, [jnp.broadcast_to(t.astype(x.dtype), (batch, *t.shape[1:])) for t in others]
 
-  def _pool(self, x: Array) -> Array:
-    """`[B, L, D]` to `[B, D]` or `[B, pre_logits]`."""
+  def _draw_patches(self, batch: int, patches: int, train: bool) -> Array | None:
+    """Which patches training keeps, `[B, K]`, ascending; None for all."""
+    count = max(1, round(patches * (1 - self.patch_dropout)))
+    if not train or count == patches:
+      return None
+    drawn = jax.random.uniform(self.make_rng('dropout'), (batch, patches))
+    return jnp.sort(jax.lax.top_k(drawn, count)[1], axis=1)
+
+  def _pool(self, x: Array, patches: int) -> Array:
+    """`[B, L, D]` to `[B, D]` or `[B, pre_logits]`; registers are not looked at."""
     size, dtype = self.size, jnp.dtype(self.dtype)
     if self.pooling == 'token':
       x = x[:, 0]
     elif self.pooling == 'mean':
-      x = x.mean(axis=1)
+      x = x[:, -patches:].mean(axis=1)
     else:
       x = MapHead(
         size.mlp_dim,
@@ -264,7 +316,7 @@ class ViT(nn.Module):
         self.ln_eps,
         dtype,
         name='map_head',
-      )(x)
+      )(x[:, -patches:])
     if self.pre_logits:
       x = nn.Dense(
         self.pre_logits,

@@ -1,0 +1,126 @@
+"""The ResNet below a hybrid Vision Transformer. Section 3.1, arXiv:2010.11929.
+
+ResNet v1.5 with GroupNorm (arXiv:1803.08494) and weight standardisation (arXiv:1903.10520) in the
+place of BatchNorm, as in BiT (arXiv:1912.11370): no statistics over the batch.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from vit_jax.arrays import Array
+
+init = nn.initializers
+logical = nn.with_logical_partitioning
+
+# Bottleneck blocks a stage. R50's fourth stage went into the third, so that both end at 1/16.
+# Appendix B.1 and Table 3, arXiv:2106.10270.
+STEMS = {'R26': (2, 2, 2, 2), 'R50': (3, 4, 9)}
+
+
+class StdConv(nn.Module):
+  """A convolution without bias whose kernel is standardised over its inputs. arXiv:1903.10520.
+
+  Attributes:
+    features: output channels.
+    size: side of the kernel.
+    stride: of both axes.
+    dtype: of the computation. The kernel is standardised in float32.
+  """
+
+  features: int
+  size: int
+  stride: int = 1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """`[B, H, W, C]` to `[B, ceil(H / stride), ceil(W / stride), features]`."""
+    kernel = self.param(
+      'kernel',
+      logical(init.lecun_normal(), (None, None, None, 'embed')),
+      (self.size, self.size, x.shape[-1], self.features),
+    )
+    kernel = kernel - kernel.mean((0, 1, 2))
+    kernel = kernel / (kernel.std((0, 1, 2)) + 1e-5)
+    return nn.Conv(
+      self.features,
+      (self.size, self.size),
+      strides=self.stride,
+      use_bias=False,
+      dtype=self.dtype,
+      parent=None,
+    ).apply({'params': {'kernel': kernel}}, x)
+
+
+def group_norm(name: str, dtype: Any, *, zero: bool = False) -> nn.GroupNorm:
+  """A GroupNorm of 32 groups; `zero` starts its scale at 0, so that a block is the identity."""
+  return nn.GroupNorm(
+    32,
+    dtype=dtype,
+    scale_init=logical(init.zeros if zero else init.ones, ('embed',)),
+    bias_init=logical(init.zeros, ('embed',)),
+    name=name,
+  )
+
+
+class Bottleneck(nn.Module):
+  """1x1, 3x3 (with the stride) and 1x1 convolutions beside a residual. Figure 5, arXiv:1512.03385.
+
+  Attributes:
+    features: of the 3x3 convolution; the output has four times as many.
+    stride: of both axes.
+    dtype: of the computation.
+  """
+
+  features: int
+  stride: int = 1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """`[B, H, W, C]` to `[B, H / stride, W / stride, 4 features]`."""
+    width, dtype = self.features, self.dtype
+    y = StdConv(width, 1, 1, dtype, name='conv_1')(x)
+    y = nn.relu(group_norm('norm_1', dtype)(y))
+    y = StdConv(width, 3, self.stride, dtype, name='conv_2')(y)
+    y = nn.relu(group_norm('norm_2', dtype)(y))
+    y = StdConv(4 * width, 1, 1, dtype, name='conv_3')(y)
+    y = group_norm('norm_3', dtype, zero=True)(y)
+    if x.shape != y.shape:
+      x = StdConv(4 * width, 1, self.stride, dtype, name='conv_proj')(x)
+      x = group_norm('norm_proj', dtype)(x)
+    return nn.relu(x + y)
+
+
+class ResNetStem(nn.Module):
+  """A 7x7 convolution and pooling, each of stride 2, then stages, each but the first of stride 2.
+
+  Attributes:
+    blocks: bottleneck blocks of each stage, such as `STEMS['R50']`.
+    width: channels after the first convolution.
+    dtype: of the computation.
+  """
+
+  blocks: tuple[int, ...]
+  width: int = 64
+  dtype: Any = jnp.float32
+
+  @property
+  def stride(self) -> int:
+    """Pixels of the image, along a side, to one of the output."""
+    return 4 * 2 ** (len(self.blocks) - 1)
+
+  @nn.compact
+  def __call__(self, image: Array) -> Array:
+    """`[B, H, W, C]` to `[B, H / stride, W / stride, 4 width 2^(stages - 1)]`."""
+    x = StdConv(self.width, 7, 2, self.dtype, name='conv_root')(image)
+    x = nn.relu(group_norm('norm_root', self.dtype)(x))
+    x = nn.max_pool(x, (3, 3), strides=(2, 2), padding='SAME')
+    for i, blocks in enumerate(self.blocks):
+      for j in range(blocks):
+        stride = 2 if i and not j else 1
+        name = f'stage_{i}_block_{j}'
+        x = Bottleneck(self.width * 2**i, stride, self.dtype, name=name)(x)
+    return x

@@ -1,0 +1,73 @@
+"""Blocks in a row: one by one or as a scan, with activations kept or computed again."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.arrays import Array
+from vit_jax.models.transformer import Block
+
+# What the backward pass finds in memory; it computes the rest again.
+REMAT = {
+  'none': None,  # Everything is kept.
+  'full': jax.checkpoint_policies.nothing_saveable,  # A block's input alone.
+  'dots': jax.checkpoint_policies.dots_saveable,  # And the results of matrix products, or
+  # of those without batch axes, so without the attention logits.
+  'dots_no_batch': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def apply_blocks(
+  x: Array,
+  train: bool,
+  *,
+  depth: int,
+  drop_path: float,
+  scan: bool,
+  remat: str,
+  outputs: Sequence[int] = (),
+  **fields: Any,
+) -> tuple[Array, tuple[Array, ...]]:
+  """Applies `depth` blocks; to be called inside a compact method.
+
+  Args:
+    x: `[B, L, D]`.
+    train: whether to drop features and branches.
+    depth: blocks, called `block_0`, ... or, scanned, `blocks` with stacked parameters.
+    drop_path: stochastic depth of the last block; it grows linearly from 0 in the first.
+    scan: whether to compile one block and loop over it, which compiles in constant time. Dropped
+      features differ from the loop's, since random numbers are drawn in another order.
+    remat: a key of `REMAT`.
+    outputs: numbers of blocks, from 0.
+    **fields: of every `Block`.
+
+  Returns:
+    The last block's output, `[B, L, D]`, and that of each block in `outputs`.
+  """
+  kind = Block
+  if remat != 'none':
+    kind = nn.remat(Block, policy=REMAT[remat], prevent_cse=not scan, static_argnums=(2,))
+  if not scan:
+    after = []
+    for i in range(depth):
+      x = kind(**fields, name=f'block_{i}')(x, train, drop_path * i / max(depth - 1, 1))
+      after.append(x)
+    return x, tuple(after[i] for i in outputs)
+
+  def body(block: Block, x: Array, rate: Array) -> tuple[Array, Array | None]:
+    # A rate of 0 that is known when compiling costs nothing.
+    x = block(x, train, rate if drop_path else 0.0)
+    return x, x if outputs else None
+
+  loop = nn.scan(
+    body,
+    variable_axes={'params': 0, 'intermediates': 0},
+    split_rngs={'params': True, 'dropout': True},
+    metadata_params={nn.PARTITION_NAME: 'layers'},
+  )
+  rates = drop_path * jnp.arange(depth) / max(depth - 1, 1)
+  x, after = loop(kind(**fields, name='blocks'), x, rates)
+  return x, tuple(after[i] for i in outputs)
