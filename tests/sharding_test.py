@@ -103,9 +103,19 @@ def test_a_batch_is_split_over_data_and_fsdp_alone():
 
 
 def logical_names(text: str) -> set[str]:
-  """Every name that a call such as `logical(init, ('embed', 'mlp'))` in a file gives to an axis."""
-  calls = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Call)]
-  names = set()
+  """Every name that a file gives to an axis.
+
+  Such as `logical(init, ('embed', 'mlp'))`, or a scan's `{nn.PARTITION_NAME: 'layers'}`.
+  """
+  nodes = list(ast.walk(ast.parse(text)))
+  calls = [n for n in nodes if isinstance(n, ast.Call)]
+  names = {
+    value.value
+    for n in nodes
+    if isinstance(n, ast.Dict)
+    for key, value in zip(n.keys, n.values, strict=True)
+    if key is not None and ast.unparse(key).endswith('PARTITION_NAME')
+  }
   for call in calls:
     called = ast.unparse(call.func).rpartition('.')[2]
     if called in ('logical', 'with_logical_partitioning', 'with_logical_constraint'):
