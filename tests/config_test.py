@@ -255,6 +255,36 @@ def test_a_field_of_a_group_that_nothing_reads(file):
     config_lib.check(config)
 
 
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'ema': {'dacay': 0.9}}, r"unknown config field 'ema\.dacay'; choose from 'decay', 'warmup'"),
+    ({'ema': {'warmup': True}}, r"the config lacks 'ema\.decay'"),
+    ({'ema': 0.9}, r"ema is 0\.9; it must be a dict of 'decay', 'warmup'"),
+    ({'ema': {'decay': 1}}, r'ema\.decay must be a number of at least 0 and below 1, got 1'),
+    ({'ema': {'decay': '0.9'}}, r"ema\.decay must be .* got '0\.9'"),
+    ({'ema': {'decay': 0.9, 'warmup': 5}}, r'ema\.warmup must be True or False, got 5'),
+    ({'accumulate': 0}, 'accumulate must be a whole number of at least 1, got 0'),
+    ({'accumulate': 2.0}, r'accumulate must be a whole number of at least 1, got 2\.0'),
+    ({'accumulate': True}, 'accumulate must be a whole number of at least 1, got True'),
+  ],
+)
+def test_mistakes_in_averaging_and_accumulation(file, fields, message):
+  config = config_lib.load(file).unlock()
+  config.update(fields)
+  with pytest.raises(ValueError, match=message):
+    config_lib.check(config)
+
+
+@pytest.mark.parametrize(
+  'fields', [{}, {'ema': None, 'accumulate': None}, {'ema': {'decay': None}}, {'accumulate': 4}]
+)
+def test_averaging_and_accumulation_are_optional(file, fields):
+  config = config_lib.load(file).unlock()
+  config.update(fields)
+  config_lib.check(config)
+
+
 @pytest.mark.parametrize('value', [np.float32(1), np.zeros(2), len, float, {1, 2}, b'x'])
 def test_a_config_is_pure_data(file, value):
   config = config_lib.load(file).unlock()

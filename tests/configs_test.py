@@ -20,7 +20,8 @@ import pytest
 
 from vit_jax import build, experiment, sharding, train
 from vit_jax import config as config_lib
-from vit_jax.state import abstract_variables, init_state
+from vit_jax.average import SUFFIX
+from vit_jax.state import abstract_variables
 
 FOLDER = Path(__file__).parents[1] / 'configs'
 
@@ -137,8 +138,8 @@ def test_builds_and_traces_its_step(name, arg, load):
   made = experiment.setup(config)
   assert made.total_steps > 0
   with jax.set_mesh(made.mesh):
-    _, like = init_state(made.objective, made.optimizer.tx, made.batch_spec, config.seed, made.mesh)
-    step = train.make_train_step(made.objective, made.optimizer.tx)
+    _, like = experiment.prepare_state(made)
+    step = train.make_train_step(made.objective, made.optimizer.tx, made.accumulate, made.average)
     after, metrics = jax.eval_shape(step, like, made.batch_spec)
   assert jax.tree.structure(after) == jax.tree.structure(like)
   for (path, a), b in zip(jax.tree.leaves_with_path(after), jax.tree.leaves(like), strict=True):
@@ -169,7 +170,8 @@ def test_what_runs_between_the_steps_builds(name, arg, load, tmp_path):
   made = experiment.setup(config)
   evals = experiment.build_evals(made)
   hooks = experiment.build_periodic(made, 'hooks')
-  assert set(evals) == set(config.get('evals') or {})
+  given = set(config.get('evals') or {})
+  assert given <= set(evals) <= given | {name + SUFFIX for name in given}
   assert all(callable(evaluator.run) for evaluator, _ in evals.values())
   assert all(callable(hook) for hook, _ in hooks.values())
   # What is due during training is due at least once before its end.

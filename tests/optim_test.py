@@ -457,15 +457,17 @@ def test_mistakes_are_named_with_the_choices(fields, message):
 
 
 def test_a_new_optimizer_is_an_entry_of_the_table(monkeypatch):
-  def lion(parts, *, b1=0.9):
-    return optax.chain(optax.scale_by_lion(b1), parts.decay, parts.rate)
+  def adabelief(parts, *, b1=0.9):
+    return optax.chain(optax.scale_by_belief(b1), parts.decay, parts.rate)
 
-  monkeypatch.setitem(optim.OPTIMIZERS, 'lion', lion)
+  monkeypatch.setitem(optim.OPTIMIZERS, 'adabelief', adabelief)
   fields = {'schedule': 'constant', 'weight_decay': 0.1}
   grads = make_grads(3)
-  ours, _ = train(build(name='lion', options={'b1': 0.8}, **fields), grads)
-  reference = optax.lion(
-    0.1, b1=0.8, weight_decay=0.1, mask=lambda p: jax.tree.map(lambda x: x.ndim == 2, p)
+  ours, _ = train(build(name='adabelief', options={'b1': 0.8}, **fields), grads)
+  reference = optax.chain(
+    optax.scale_by_belief(b1=0.8),
+    optax.add_decayed_weights(0.1, mask=lambda p: jax.tree.map(lambda x: x.ndim == 2, p)),
+    optax.scale(-0.1),
   )
   expected, _ = train(optim.Optimizer(reference, None, []), grads)
   expect_close(ours, named(expected))

@@ -8,9 +8,10 @@ import optax
 import pytest
 
 from vit_jax import optim, sharding, units
+from vit_jax.checkpoint import Checkpoints
 from vit_jax.models.vit import ViT
 from vit_jax.objectives.supervised import Supervised
-from vit_jax.state import abstract_variables, init_state, streams
+from vit_jax.state import abstract_variables, init_state, stacked_names, streams
 
 BATCH = 8
 MESHES = {
@@ -45,16 +46,24 @@ def named(tree):
 
 
 @functools.cache
-def make_state(mesh_name):
+def make_state(mesh_name, **fields):
   mesh = sharding.make_mesh(MESHES[mesh_name])
   with jax.set_mesh(mesh):
-    make, like = init_state(make_objective(), make_tx(), SPEC, 3, mesh)
+    make, like = init_state(make_objective(), make_tx(**fields), SPEC, 3, mesh, ema=True)
     return make(), like
 
 
+@functools.cache
+def make_factored_state(mesh_name):
+  return make_state.__wrapped__(
+    mesh_name, name='adafactor', options={'min_dim_size_to_factor': 2, 'mu_dtype': 'bfloat16'}
+  )
+
+
+@pytest.mark.parametrize('make', [make_state, make_factored_state])
 @pytest.mark.parametrize('mesh', MESHES)
-def test_every_leaf_is_made_where_it_belongs(mesh):
-  state, like = make_state(mesh)
+def test_every_leaf_is_made_where_it_belongs(mesh, make):
+  state, like = make(mesh)
   assert jax.tree.structure(state) == jax.tree.structure(like)
   for name, leaf in named(state).items():
     expected = named(like)[name]
@@ -89,15 +98,76 @@ def test_moments_lie_as_their_parameters_do(mesh, name, freeze):
   params, seen = named(like.params), set()
   for path, leaf in named(like.opt_state).items():
     owners = [name for name in params if path.endswith('/' + name)]
-    if leaf.ndim == 0:
+    if leaf.size <= 1:
       assert leaf.sharding.is_fully_replicated
       continue
     owner = params[max(owners, key=len)]
-    assert leaf.shape == owner.shape
-    assert leaf.sharding == owner.sharding, path
-    seen.add(max(owners, key=len))
+    if leaf.shape == owner.shape:
+      assert leaf.sharding == owner.sharding, path
+      seen.add(max(owners, key=len))
+    else:
+      assert name == 'adafactor' and leaf.ndim == owner.ndim - 1
   frozen = {name for name in params if freeze and name.startswith('encoder/embedding/')}
   assert seen == set(params) - frozen
+
+
+def test_a_factored_moment_lies_as_what_is_left_of_its_parameter():
+  _, like = make_factored_state('all')
+  leaves = named(like.opt_state)
+
+  def of(kind, name):
+    (leaf,) = (leaf for path, leaf in leaves.items() if path.endswith(f'/{kind}/{name}'))
+    return leaf.shape, tuple(leaf.sharding.spec)
+
+  name = 'encoder/block_0/mlp/fc_1/kernel'
+  assert named(like.params)[name].shape == (8, 16)
+  assert tuple(named(like.params)[name].sharding.spec) == ('fsdp', 'tensor')
+  assert of('ema', name) == ((8, 16), ('fsdp', 'tensor'))
+  # Means over the larger axis, and over the other.
+  assert of('v_row', name) == ((8,), ('fsdp',))
+  assert of('v_col', name) == ((16,), ('tensor',))
+  assert of('v', name) == ((1,), ())
+  name = 'encoder/block_0/mlp/fc_1/bias'
+  assert of('v', name) == ((16,), ('tensor',))
+  dtypes = {
+    path.split('/')[-6]: leaf.dtype.name for path, leaf in leaves.items() if 'fc_1/ker' in path
+  }
+  assert dtypes == {'ema': 'bfloat16', 'v_row': 'float32', 'v_col': 'float32', 'v': 'float32'}
+
+
+@pytest.mark.parametrize('mesh', MESHES)
+def test_the_average_begins_as_a_copy_and_lies_as_the_parameters(mesh):
+  state, _ = make_state(mesh)
+  assert jax.tree.structure(state.ema) == jax.tree.structure(state.params)
+  for a, p in zip(jax.tree.leaves(state.ema), jax.tree.leaves(state.params), strict=True):
+    np.testing.assert_array_equal(a, p)
+    assert a.sharding == p.sharding
+  jax.jit(lambda s: s, donate_argnums=0)(state.replace(opt_state=()))  # No buffer is there twice.
+  make_state.cache_clear()
+
+
+def test_bfloat16_and_factored_moments_survive_a_checkpoint(tmp_path):
+  state, like = make_factored_state('all')
+  # As after a step: nothing is all zeros.
+  state = jax.tree.map(lambda x: x + 1 if x.dtype == jnp.bfloat16 else x, state)
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, state, {})
+    checkpoints.wait()
+    again = checkpoints.restore(like)
+  assert jax.tree.structure(again) == jax.tree.structure(state)
+  for (path, a), b in zip(jax.tree.leaves_with_path(again), jax.tree.leaves(state), strict=True):
+    assert (a.dtype, a.sharding) == (b.dtype, b.sharding), path
+    np.testing.assert_array_equal(a, b)
+
+
+def test_scanned_blocks_are_known_by_their_axis():
+  encoder = ViT(patch_size=2, width=8, depth=2, num_heads=2, mlp_dim=16, pooling='mean', scan=True)
+  variables = abstract_variables(Supervised(encoder, num_classes=4), SPEC)
+  names = set(named(nn.unbox(variables)['params']))
+  stacked = stacked_names(variables)
+  assert stacked == {name for name in names if name.startswith('encoder/blocks/')}
+  assert 'encoder/blocks/mlp/fc_1/bias' in stacked
+  assert not stacked_names(abstract_variables(make_objective(), SPEC))
 
 
 def test_moments_of_names_that_end_alike():

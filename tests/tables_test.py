@@ -54,6 +54,20 @@ def test_the_final_table_is_aligned():
   assert final_table({'train/loss': 1.0}) == ''
 
 
+def test_averaged_parameters_stand_beside_the_raw_ones():
+  values = {'test/a/accuracy': 0.5, 'test_ema/a/accuracy': 0.6, 'test/b/accuracy': 0.3}
+  assert final_table({**values, 'test_ema/b/accuracy': 0.4, 'pixels/b/accuracy': 0.2}).splitlines()[
+    ::2
+  ] == [
+    '   test accuracy  test ema accuracy  pixels accuracy',
+    'a          0.500              0.600',
+  ]
+  assert final_table({'test/loss': 2.0, 'test_ema/loss': 1.0}).splitlines()[2:] == [
+    'test/loss      2.000',
+    'test_ema/loss  1.000',
+  ]
+
+
 def test_every_column_of_a_table_ends_in_one_place():
   text = table([('a', 1, 'x'), ('longer', 12345, None), ('b', 0.00003, 'yy')], ('', 'count', 'z'))
   header, rule, *rows = text.splitlines()

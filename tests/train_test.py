@@ -15,6 +15,7 @@ import pytest
 
 from vit_jax import config as config_lib
 from vit_jax import experiment, metrics, train
+from vit_jax.evaluators import nearest_pixel
 
 ROOT = Path(__file__).parents[1]
 TINY = (
@@ -219,6 +220,75 @@ def test_evaluate_gives_what_the_run_ended_with(whole):
   last = metrics.read(whole[1])[-1]
   for name, value in experiment.evaluate(whole[1]).items():
     assert value == pytest.approx(last[name], rel=1e-6), name
+
+
+# -- Micro-batches, and an average of the parameters.
+
+
+def averaged():
+  """`tiny` with both, and an optimizer whose state is in part factored and in part bfloat16."""
+  config = tiny('--config.checkpoint.best=validation_ema/accuracy')
+  with config.unlocked():
+    config.accumulate = 2
+    config.ema = dict(decay=0.9, warmup=True)
+    config.optimizer.name = 'adafactor'
+    config.optimizer.options = dict(min_dim_size_to_factor=8)
+  return config
+
+
+@pytest.fixture(scope='module')
+def whole_averaged(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('averaged')
+  return train.train_and_evaluate(averaged(), workdir), workdir
+
+
+def test_the_average_is_evaluated_beside_the_parameters(whole_averaged):
+  state, workdir = whole_averaged
+  assert {leaf.dtype.name for leaf in jax.tree.leaves(state.opt_state) if leaf.size > 1} == {
+    'float32',
+    'bfloat16',
+  }
+  rows = metrics.read(workdir)
+  for name in ('validation/loss', 'validation_ema/loss', 'validation_ema/accuracy'):
+    assert [name in row for row in rows] == [row['step'] % 2 == 0 for row in rows], name
+  assert rows[-1]['test_ema/loss'] != rows[-1]['test/loss']
+  drawn = {p.parent.name for p in (workdir / 'pictures').rglob('*.png')}
+  assert {'test', 'test_ema'} <= drawn
+  assert 'test_ema' in (workdir / 'report.html').read_text()
+
+
+def test_evaluate_gives_both(whole_averaged):
+  _, workdir = whole_averaged
+  last, results = metrics.read(workdir)[-1], experiment.evaluate(workdir)
+  assert {'test/loss', 'test_ema/loss', 'validation/loss', 'validation_ema/loss'} <= set(results)
+  for name, value in results.items():
+    assert value == pytest.approx(last[name], rel=1e-6), name
+
+
+def test_an_averaged_run_goes_on_in_the_same_bits(whole_averaged, tmp_path, monkeypatch):
+  write = metrics.Writer.scalars
+
+  def interrupting(self, step, values):
+    write(self, step, values)
+    if step == 3:
+      os.kill(os.getpid(), signal.SIGINT)
+
+  monkeypatch.setattr(metrics.Writer, 'scalars', interrupting)
+  assert int(train.train_and_evaluate(averaged(), tmp_path).step) == 3
+  monkeypatch.undo()
+  assert_same_bits(whole_averaged[0], train.train_and_evaluate(averaged(), tmp_path))
+
+
+def test_which_evaluators_see_the_average(monkeypatch):
+  config = averaged()
+  names = [name for name in experiment.build_evals(experiment.setup(config)) if 'pix' not in name]
+  assert names == ['test', 'test_ema', 'validation', 'validation_ema']
+  monkeypatch.setattr(nearest_pixel.NearestPixel, 'reads_state', False, raising=False)
+  assert 'pixels_ema' not in experiment.build_evals(experiment.setup(config))
+  with config.unlocked():
+    config.evals.test_ema = config.evals.test
+  with pytest.raises(ValueError, match=r'evals\.test_ema has the name of what evals\.test gives'):
+    experiment.build_evals(experiment.setup(config))
 
 
 PROCESS = """

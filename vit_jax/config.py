@@ -20,20 +20,26 @@ FIELDS = {
   'seed': 'decides the parameters, the order of the data, augmentation and dropout',
   'total': 'length of the training: steps, epochs or examples',
   'batch_size': 'examples a step, over all devices and hosts',
+  'accumulate': 'micro-batches that a batch is split into, one after another; 1 for none',
   'data': 'source, host transforms, workers',
   'objective': 'the method, with its encoder and heads',
   'optimizer': 'optimizer, schedule, and rules by parameter name',
+  'ema': 'average of the parameters over the steps',
   'mesh': 'devices along data, fsdp and tensor',
   'evals': 'evaluators by name, each with how often it runs',
   'hooks': 'what changes the state between steps, by name',
   'log': 'how often metrics are written',
   'checkpoint': 'how often to save, how many to keep, and by which metric the best',
 }
-OPTIONAL = ('mesh', 'evals', 'hooks', 'log', 'checkpoint')
+OPTIONAL = ('accumulate', 'ema', 'mesh', 'evals', 'hooks', 'log', 'checkpoint')
 
 # The groups whose fields the loop itself reads; all others are what they build.
-GROUPS = {'data': ('source', 'host', 'num_workers', 'max_bad_share'), 'log': ('every',)}
-REQUIRED = {'data': ('source', 'host')}
+GROUPS = {
+  'data': ('source', 'host', 'num_workers', 'max_bad_share'),
+  'ema': ('decay', 'warmup'),
+  'log': ('every',),
+}
+REQUIRED = {'data': ('source', 'host'), 'ema': ('decay',)}
 
 # A run may go on with other values of these: they do not change what is trained.
 FREE = ('mesh', 'data.num_workers', 'data.max_bad_share', 'log', 'evals', 'checkpoint')
@@ -82,7 +88,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     if name not in OPTIONAL and name not in config:
       raise ValueError(f'the config lacks {name!r} ({FIELDS[name]})')
   for group, names in GROUPS.items():
-    there = config.get(group) or {}
+    if config.get(group) is None and group in OPTIONAL:
+      continue
+    there = config[group]
+    if not isinstance(there, ml_collections.ConfigDict):
+      raise ValueError(f'{group} is {there!r}; it must be a dict of {_join(names)}')
     for name in there:
       if name not in names:
         raise ValueError(f'unknown config field {f"{group}.{name}"!r}; choose from {_join(names)}')
@@ -97,6 +107,14 @@ def check(config: ml_collections.ConfigDict) -> None:
   ):
     if value is not None and value < 0:
       raise ValueError(f'{name} must be 0 or more, got {value}')
+  accumulate = config.get('accumulate')
+  if accumulate is not None and (type(accumulate) is not int or accumulate < 1):
+    raise ValueError(f'accumulate must be a whole number of at least 1, got {accumulate!r}')
+  decay, warmup = ((config.get('ema') or {}).get(name) for name in ('decay', 'warmup'))
+  if decay is not None and (type(decay) not in (int, float) or not 0 <= decay < 1):
+    raise ValueError(f'ema.decay must be a number of at least 0 and below 1, got {decay!r}')
+  if warmup not in (None, True, False):
+    raise ValueError(f'ema.warmup must be True or False, got {warmup!r}')
 
 
 def plain(config: Any) -> Any:

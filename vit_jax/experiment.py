@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ import ml_collections
 from jax.sharding import Mesh
 
 from vit_jax import config as config_lib
-from vit_jax import optim, sharding, units, workdirs
+from vit_jax import microbatches, optim, sharding, units, workdirs
+from vit_jax.average import SUFFIX, Average, AveragedEvaluator, build_average
 from vit_jax.build import build
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.data import pipeline
 from vit_jax.data.spec import batch_spec
-from vit_jax.state import TrainState, abstract_variables, init_state
+from vit_jax.state import TrainState, abstract_variables, init_state, stacked_names
 
 # Evaluators or hooks by name, each with its period in steps; None is at the end only.
 Periodic = dict[str, tuple[Any, int | None]]
@@ -35,6 +36,8 @@ class Experiment:
     batch_spec: shapes and dtypes of a global training batch.
     optimizer: transformation, schedule and table of parameters.
     total_steps: length of the training.
+    accumulate: micro-batches that a step's batch is split into.
+    average: of the parameters over the steps; None for none.
   """
 
   config: ml_collections.ConfigDict
@@ -44,6 +47,8 @@ class Experiment:
   batch_spec: dict[str, jax.ShapeDtypeStruct]
   optimizer: optim.Optimizer
   total_steps: int
+  accumulate: int
+  average: Average | None
 
   def steps(self, amount: Mapping[str, Any] | None, name: str) -> int | None:
     """A number of steps, epochs or examples as steps of this run; None stays None."""
@@ -70,9 +75,32 @@ def setup(config: ml_collections.ConfigDict) -> Experiment:
   steps = functools.partial(units.steps, batch_size=config.batch_size, num_examples=len(source))
   total_steps = steps(config.total, name='total')
   with jax.set_mesh(mesh):
-    params = nn.unbox(abstract_variables(objective, spec))['params']
-  optimizer = optim.build_optimizer(config.optimizer, params, total_steps=total_steps, steps=steps)
-  return Experiment(config, mesh, source, objective, spec, optimizer, total_steps)
+    variables = abstract_variables(objective, spec)
+  accumulate = config.get('accumulate') or 1
+  microbatches.check(accumulate, objective, variables, config.batch_size, mesh)
+  optimizer = optim.build_optimizer(
+    config.optimizer,
+    nn.unbox(variables)['params'],
+    total_steps=total_steps,
+    steps=steps,
+    stacked=stacked_names(variables),
+  )
+  average = build_average(config.get('ema'))
+  return Experiment(
+    config, mesh, source, objective, spec, optimizer, total_steps, accumulate, average
+  )
+
+
+def prepare_state(made: Experiment) -> tuple[Callable[[], TrainState], TrainState]:
+  """A function that makes the first state, and a tree like it; see `state.init_state`."""
+  return init_state(
+    made.objective,
+    made.optimizer.tx,
+    made.batch_spec,
+    made.config.seed,
+    made.mesh,
+    ema=made.average is not None,
+  )
 
 
 def check_labels(source: Any, objective: Any) -> None:
@@ -112,10 +140,24 @@ def build_periodic(made: Experiment, field: str) -> Periodic:
 def build_evals(made: Experiment) -> Periodic:
   """The evaluators by name. Their pictures go to their attribute `writer`, None until it is set.
 
+  Where parameters are averaged, `<name>_ema` stands beside each that reads the state (one that does
+  not has an attribute `reads_state` that is False).
+
   Raises:
-    ValueError: `checkpoint.best` is a metric of none of those that run in training.
+    ValueError: `checkpoint.best` is a metric of none of those that run in training, or a name is
+      that of another's average.
   """
-  evals = build_periodic(made, 'evals')
+  evals: Periodic = {}
+  given = build_periodic(made, 'evals')
+  for name, (evaluator, every) in given.items():
+    evals[name] = evaluator, every
+    if made.average and getattr(evaluator, 'reads_state', True):
+      if name + SUFFIX in given:
+        raise ValueError(
+          f'evals.{name + SUFFIX} has the name of what evals.{name} gives of the averaged'
+          ' parameters; choose another'
+        )
+      evals[name + SUFFIX] = AveragedEvaluator(evaluator), every
   best = (made.config.get('checkpoint') or {}).get('best')
   often = [name for name, (_, every) in evals.items() if every]
   if best and best.split('/')[0] not in often:
@@ -147,7 +189,8 @@ def evaluate(
     overrides: flags as on the command line, such as '--config.mesh.data=1' on another machine.
 
   Returns:
-    `<eval name>/<metric>` to value, as at the end of training.
+    `<eval name>/<metric>` to value, as at the end of training; `<eval name>_ema/<metric>` is that
+    of the averaged parameters.
 
   Raises:
     FileNotFoundError: no run, or no such checkpoint.
@@ -156,6 +199,6 @@ def evaluate(
   config = config_lib.override(workdirs.saved_config(workdir), overrides)
   made = setup(config)
   with jax.set_mesh(made.mesh), open_checkpoints(workdir, config) as checkpoints:
-    _, like = init_state(made.objective, made.optimizer.tx, made.batch_spec, config.seed, made.mesh)
+    _, like = prepare_state(made)
     state = checkpoints.restore(like, checkpoints.find(step))
     return run_evals(build_evals(made), state)

@@ -2,7 +2,7 @@
 
 The fields of `config.optimizer` with their defaults; a field that is None has its default:
 
-  name            (required) 'sgd' or 'adamw'; see `OPTIMIZERS`
+  name            (required) a name of `OPTIMIZERS`: 'sgd', 'adamw', 'lamb', 'lars', ...
   learning_rate   (required) the peak, reached when the warm-up ends
   options         {}         of the optimizer: dict(b2=0.95) for AdamW, dict(momentum=0.95) for SGD
   schedule        'cosine'   'cosine', 'linear', 'rsqrt' or 'constant'
@@ -10,7 +10,7 @@ The fields of `config.optimizer` with their defaults; a field that is None has i
   cooldown        none       an amount: linear to the end value over the last steps, any schedule
   end_value       0.0        where cosine, linear and a cool-down end, as a share of the peak
   timescale       10k steps  an amount, for 'rsqrt' alone: the time to fall to 0.71 of the peak
-  weight_decay    0.0        the coefficient; its form is the optimizer's, see `_sgd` and `_adamw`
+  weight_decay    0.0        the coefficient; its form is the optimizer's, see `optimizers`
   decay           kernels: 1 rules (pattern, factor on `weight_decay`); unmatched: 0
   multiplier      ()         rules (pattern, factor on the whole update, decay too); unmatched: 1
   freeze          ()         patterns: no update, no optimizer state, no part in the clipped norm
@@ -25,9 +25,8 @@ decay: no biases, scales, position embeddings, class tokens or embedding tables.
 """
 
 import functools
-import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -36,9 +35,10 @@ import optax
 
 from vit_jax import rules, units
 from vit_jax.choices import check_choice
+from vit_jax.optimizers import OPTIMIZERS, Parts, by_layer, check_options
 from vit_jax.rules import Row, describe
 
-__all__ = ['Optimizer', 'Row', 'build_optimizer', 'build_schedule', 'describe']
+__all__ = ['OPTIMIZERS', 'Optimizer', 'Row', 'build_optimizer', 'build_schedule', 'describe']
 
 SCHEDULES = ('cosine', 'linear', 'rsqrt', 'constant')
 DEFAULTS = {
@@ -66,47 +66,13 @@ class Optimizer(NamedTuple):
   table: list[Row]
 
 
-class Parts(NamedTuple):
-  """What optimizers are assembled with: adding weight decay, scaling by -learning rate."""
-
-  decay: optax.GradientTransformation
-  rate: optax.GradientTransformation
-
-
-def _sgd(parts: Parts, *, momentum=0.9, nesterov=False, accumulator_dtype=None):
-  """SGD; weight decay is an L2 term: it enters the gradient, after clipping and before momentum.
-
-  As in the ImageNet recipes (Sec. 3, arXiv:1706.02677) and PyTorch. Decoupled is `adamw`'s form.
-  """
-  if not momentum:
-    return optax.chain(parts.decay, parts.rate)
-  trace = optax.trace(momentum, nesterov=nesterov, accumulator_dtype=accumulator_dtype)
-  return optax.chain(parts.decay, trace, parts.rate)
-
-
-def _adamw(parts: Parts, *, b1=0.9, b2=0.999, eps=1e-8, nesterov=False, mu_dtype=None):
-  """AdamW; weight decay is decoupled: `-learning_rate(step) * weight_decay * p`, as in PyTorch.
-
-  Algorithm 2, arXiv:1711.05101, has only the schedule's share of the peak in that term: its
-  coefficient divided by the peak is ours.
-  """
-  adam = optax.scale_by_adam(b1, b2, eps, nesterov=nesterov, mu_dtype=mu_dtype)
-  return optax.chain(adam, parts.decay, parts.rate)
-
-
-# name -> f(parts, **options); the keyword-only arguments are the `options` of the config.
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-  'sgd': _sgd,
-  'adamw': _adamw,
-}
-
-
 def build_optimizer(
   config: Mapping[str, Any],
   params: Any,
   *,
   total_steps: int,
   steps: Callable[[Mapping[str, Any]], int],
+  stacked: Collection[str] = (),
 ) -> Optimizer:
   """Builds what `config.optimizer` says.
 
@@ -120,6 +86,7 @@ def build_optimizer(
     params: nested dict of arrays or of `jax.ShapeDtypeStruct`, unboxed.
     total_steps: steps of the whole run, where the schedule ends.
     steps: converts an amount, `dict(epochs=5)`: `units.steps` with its keywords bound.
+    stacked: names of parameters that hold a layer in each row, as those of a scan do.
 
   Raises:
     ValueError: an unknown name, field, option or unit, a value out of its range, a pattern that is
@@ -150,7 +117,11 @@ def build_optimizer(
   multiplier = _per_parameter(
     lambda u, _, row: u * row.multiplier if row.multiplier != 1 else u, by_name
   )
-  parts = Parts(decay=decay, rate=optax.scale_by_learning_rate(schedule))
+  parts = Parts(
+    decay=decay,
+    rate=optax.scale_by_learning_rate(schedule),
+    by_layer=functools.partial(by_layer, rows=table, stacked=stacked),
+  )
   tx = optax.chain(
     optax.identity() if fields['clip'] is None else optax.clip_by_global_norm(fields['clip']),
     OPTIMIZERS[fields['name']](parts, **fields['options']),
@@ -231,10 +202,8 @@ def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
   for field in dict(config):
     check_choice(what, field, DEFAULTS)
   fields = {**DEFAULTS, **_without_none(config)}
-  build = OPTIMIZERS[check_choice('optimizer', fields['name'], OPTIMIZERS)]
   options = fields['options'] = _without_none(fields['options'])
-  for option in options:
-    check_choice(f'option of {fields["name"]!r}', option, inspect.getfullargspec(build).kwonlyargs)
+  check_options(fields['name'], options)
   check_choice('schedule', fields['schedule'], SCHEDULES)
   rules.check_number('optimizer.learning_rate', fields['learning_rate'], positive=True)
   rules.check_number('optimizer.weight_decay', fields['weight_decay'])

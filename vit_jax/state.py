@@ -8,9 +8,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from vit_jax import sharding
+from vit_jax import rules, sharding
 from vit_jax.arrays import Array, Batch
 
 
@@ -24,6 +25,7 @@ class TrainState:
     model_state: its other collections (batch statistics, a teacher, clusters), often `{}`.
     opt_state: the optimizer's.
     rng: the key that every step folds its number into; it never changes.
+    ema: an average of `params` over the steps, where one is asked for; see `average`.
   """
 
   step: Array
@@ -31,6 +33,7 @@ class TrainState:
   model_state: Any
   opt_state: Any
   rng: Array
+  ema: Any = None
 
 
 def streams(rng: Array) -> dict[str, Array]:
@@ -60,12 +63,28 @@ def abstract_variables(objective: nn.Module, batch_spec: Any) -> Any:
   )
 
 
+def stacked_names(variables: Any) -> frozenset[str]:
+  """Names of the parameters that hold a layer in each row: their first axis is 'layers'.
+
+  Args:
+    variables: boxed, as `abstract_variables` returns them.
+  """
+  boxes = jax.tree.leaves_with_path(
+    variables.get('params', {}), is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata)
+  )
+  return frozenset(
+    rules.name(path) for path, box in boxes if tuple(getattr(box, 'names', ()))[:1] == ('layers',)
+  )
+
+
 def init_state(
   objective: nn.Module,
   tx: optax.GradientTransformation,
   batch_spec: Batch,
   seed: int,
   mesh: Mesh,
+  *,
+  ema: bool = False,
 ) -> tuple[Callable[[], TrainState], TrainState]:
   """Prepares the first state.
 
@@ -75,6 +94,7 @@ def init_state(
     batch_spec: shapes and dtypes of a global batch.
     seed: decides parameters and, later, all augmentation and dropout.
     mesh: the mesh.
+    ema: whether to keep an average of the parameters; it starts as a copy of them.
 
   Returns:
     A jitted function that makes the state, each leaf directly in its shards, and a tree like it of
@@ -92,6 +112,7 @@ def init_state(
       model_state=variables,
       opt_state=tx.init(params),
       rng=rng,
+      ema=params if ema else None,
     )
 
   abstract = jax.eval_shape(make)
@@ -105,7 +126,10 @@ def init_state(
 def state_shardings(
   objective: nn.Module, batch_spec: Batch, abstract: TrainState, mesh: Mesh
 ) -> TrainState:
-  """Shardings of a state: moments lie as their parameters do, the rest is whole everywhere."""
+  """Shardings of a state: moments lie as their parameters do, the rest is whole everywhere.
+
+  A factored moment lacks one axis of its parameter, and lies as the others do.
+  """
   variables = sharding.parameter_shardings(abstract_variables(objective, batch_spec), mesh)
   params = variables.pop('params', {})
   by_path = {
@@ -123,6 +147,8 @@ def state_shardings(
       shape, placed = by_path.get(names[start:], (None, None))
       if shape == leaf.shape:
         return placed
+      if shape is not None and len(shape) == leaf.ndim + 1:
+        return _without_an_axis(placed, shape, leaf.shape) or whole
     return whole
 
   return TrainState(
@@ -131,4 +157,16 @@ def state_shardings(
     model_state=variables,
     opt_state=jax.tree.map_with_path(place, abstract.opt_state),
     rng=whole,
+    ema=None if abstract.ema is None else params,
   )
+
+
+def _without_an_axis(
+  placed: NamedSharding, shape: tuple[int, ...], kept: tuple[int, ...]
+) -> NamedSharding | None:
+  """The sharding of `shape` without the axis that `kept` lacks; None where it lacks none."""
+  axes = tuple(placed.spec) + (None,) * (len(shape) - len(placed.spec))
+  for i in range(len(shape)):  # Of axes of one size any will do: it is a question of speed.
+    if shape[:i] + shape[i + 1 :] == kept:
+      return NamedSharding(placed.mesh, P(*axes[:i], *axes[i + 1 :]))
+  return None

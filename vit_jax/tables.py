@@ -1,7 +1,8 @@
 """Metrics by name, and the tables made of them.
 
 A name is `<eval>/<metric>`, `<eval>/<source>/<metric>` or `<eval>/<source>/class/<class>`:
-`train/loss`, `test/google/accuracy`, `test/google/class/Food & Drink`.
+`train/loss`, `test/google/accuracy`, `test/google/class/Food & Drink`. Where parameters are
+averaged over the steps, `test_ema/google/accuracy` is that of the average.
 """
 
 import math

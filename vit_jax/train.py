@@ -15,52 +15,70 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
-from vit_jax import experiment, sharding, workdirs
+from vit_jax import experiment, microbatches, sharding, workdirs
 from vit_jax.arrays import Array, Batch
+from vit_jax.average import Average
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.data import pipeline
 from vit_jax.experiment import Experiment
 from vit_jax.interrupt import Interrupt
 from vit_jax.metrics import Writer
-from vit_jax.state import TrainState, init_state, streams
+from vit_jax.state import TrainState, streams
 
 # How many steps the host may run ahead of the device.
 MAX_IN_FLIGHT = 2
 
 
 def make_train_step(
-  objective: nn.Module, tx: optax.GradientTransformation
+  objective: nn.Module,
+  tx: optax.GradientTransformation,
+  accumulate: int = 1,
+  average: Average | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
   """Makes the step `(state, batch) -> (state, metrics)`, the same for every method; not yet jitted.
 
   The metrics are scalars over the global batch: the loss, the norm of its gradient, and what the
   objective reports, averaged.
+
+  Args:
+    objective: the method.
+    tx: the optimizer.
+    accumulate: micro-batches that a batch is split into; `microbatches.check` says where it may be.
+    average: of the parameters, kept in `state.ema`; None for none.
   """
 
-  def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-    rng = jax.random.fold_in(state.rng, state.step)
-
+  def gradient(
+    params: Any, model_state: Any, batch: Batch, rng: Array
+  ) -> tuple[Any, dict[str, Array], Any]:
     def loss_fn(params: Any) -> tuple[Array, Any]:
-      (loss, metrics), model_state = objective.apply(
-        {'params': params, **state.model_state},
+      (loss, metrics), new = objective.apply(
+        {'params': params, **model_state},
         batch,
         train=True,
         rngs=streams(rng),
-        mutable=list(state.model_state),
+        mutable=list(model_state),
       )
-      return loss, (metrics, model_state)
+      return loss, (metrics, new)
 
-    (loss, (metrics, model_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    (loss, (metrics, new)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
     metrics = {name: jnp.mean(value) for name, value in metrics.items()}
-    metrics |= {'loss': loss, 'grad_norm': optax.tree.norm(grads)}
+    return grads, {**metrics, 'loss': loss}, new
+
+  gradient = microbatches.accumulate(gradient, accumulate)
+
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    rng = jax.random.fold_in(state.rng, state.step)
+    grads, metrics, model_state = gradient(state.params, state.model_state, batch, rng)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
     state = state.replace(
       step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
+      params=params,
       model_state=model_state,
       opt_state=opt_state,
+      ema=average.update(state.ema, params, state.step) if average else state.ema,
     )
-    return state, metrics
+    return state, {**metrics, 'grad_norm': optax.tree.norm(grads)}
 
   return step
 
@@ -89,9 +107,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
   made = experiment.setup(config)
   save_every = made.steps((config.get('checkpoint') or {}).get('every'), 'checkpoint.every')
   with jax.set_mesh(made.mesh), experiment.open_checkpoints(workdir, config) as checkpoints:
-    make, like = init_state(
-      made.objective, made.optimizer.tx, made.batch_spec, config.seed, made.mesh
-    )
+    make, like = experiment.prepare_state(made)
     state = make() if checkpoints.latest is None else checkpoints.restore(like)
     start = int(state.step)
     loop = Loop(made, like, checkpoints, save_every)
@@ -149,7 +165,7 @@ class Loop:
     self.evals = experiment.build_evals(made)
     self.hooks = experiment.build_periodic(made, 'hooks')
     self.train_step = jax.jit(
-      make_train_step(made.objective, made.optimizer.tx),
+      make_train_step(made.objective, made.optimizer.tx, made.accumulate, made.average),
       donate_argnums=0,
       out_shardings=(
         jax.tree.map(lambda leaf: leaf.sharding, like),

@@ -97,10 +97,11 @@ def opening(made: 'Experiment', step: int) -> str:
   config = made.config
   count = sum(int(np.prod(row.shape)) for row in made.optimizer.table)
   begin = f'resuming after step {step:,} of' if step else 'starting'
+  parts = f' ({made.accumulate} micro-batches)' if made.accumulate > 1 else ''
   return (
     f'{optim.describe(made.optimizer.table)}\n'
     f'{config.objective.type}: {count:,} parameters; {len(made.source):,} examples in batches of '
-    f'{config.batch_size} on {jax.device_count()} x {jax.devices()[0].device_kind}; '
+    f'{config.batch_size}{parts} on {jax.device_count()} x {jax.devices()[0].device_kind}; '
     f'{begin} {made.total_steps:,} steps'
   )
 

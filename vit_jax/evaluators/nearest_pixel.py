@@ -22,6 +22,8 @@ class NearestPixel:
   The result is computed once and kept.
   """
 
+  reads_state = False  # so that it is not run again for averaged parameters
+
   def __init__(
     self,
     objective: nn.Module,
