@@ -26,6 +26,8 @@ setup(
     'ml-collections>=1.1',
     'tensorflow-datasets>=4.9.10',
     'grain>=0.2.18',
+    'array-record>=0.8.6',
+    'pyarrow>=26',
     'numpy>=2',
     'pillow>=11',
     'matplotlib>=3.10',

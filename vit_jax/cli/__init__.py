@@ -9,6 +9,7 @@ COMMANDS = {
   'train': 'train what a config describes; go on where the workdir stopped',
   'evaluate': 'run the evaluators of a finished or unfinished run',
   'report': "write a run's report.html anew",
+  'prepare': 'write a source as ArrayRecord files, which are fast to read at random',
 }
 
 
