@@ -50,6 +50,7 @@ def reference_resize(image, h, w):
 def test_configs_can_name_exactly_these():
   assert set(compose.choices(transforms)) == {
     'decode', 'random_resized_crop', 'resize_small', 'resize', 'central_crop', 'pad_crop', 'flip',
+    'randaugment',
   }  # fmt: skip
 
 
@@ -69,6 +70,8 @@ def test_every_transform_keeps_the_contract_and_pickles(channels):
     'pad_crop((28, 9), padding=4)': (28, 9),
     'flip': (20, 27),
     'flip(p=1)': (20, 27),
+    'randaugment': (20, 27),
+    'randaugment(3, magnitude=15.5)': (20, 27),
   }.items():
     (transform,) = compose.build(text, transforms)
     example = {'image': image, 'label': np.int32(3), 'id': np.int64(5)}
@@ -262,6 +265,9 @@ def test_mistakes_name_the_choices():
   for build, message in [
     (lambda: transforms.decode(2), 'choose from 1, 3, 4'),
     (lambda: transforms.flip(1.5), r'not in \[0, 1\]'),
+    (lambda: transforms.randaugment(0), 'num_layers 0 is no positive integer'),
+    (lambda: transforms.randaugment(2, -1), r'magnitude -1 is not in \[0, 30\]'),
+    (lambda: transforms.randaugment(2, 31), r'magnitude 31 is not in \[0, 30\]'),
     (lambda: transforms.random_resized_crop(8, 0.5, 0.2), 'min_area <= max_area'),
     (
       lambda: transforms.random_resized_crop(8, min_aspect=2, max_aspect=1),

@@ -233,7 +233,7 @@ def _index(job: Job, entries: list[dict[str, Any]]) -> dict[str, Any]:
   for a, b in itertools.pairwise(filled):
     if a['features'] != b['features']:
       raise ValueError(
-        f'{a["file"]} has examples with the fields {a["features"]}, {b["file"]} {b["features"]}'
+        f'{a["file"]} has examples with the fields {a["features"]}, and {b["file"]} {b["features"]}'
       )
   ids = [number for entry in filled for number in entry['ids']]
   return _plan(job) | {

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.data.decode import MODES, decode_image
+from vit_jax.data.randaugment import MAX_MAGNITUDE, augment_image
 from vit_jax.data.substitute import Example, Transform
 
 Size = int | tuple[int, int]
@@ -92,6 +93,22 @@ def flip(p: float = 0.5) -> Transform:
   if not 0 <= p <= 1:
     raise ValueError(f'probability {p} is not in [0, 1]')
   return _on_image(_flip, p=p)
+
+
+def randaugment(num_layers: int = 2, magnitude: float = 10) -> Transform:
+  """Random colour and geometry at one strength; see `data/randaugment.py` for the operations.
+
+  Cubuk et al. 2019, arXiv:1909.13719. The size stays as it is.
+
+  Args:
+    num_layers: operations one after the other.
+    magnitude: their strength, in [0, 30]; at 0 some operations still change the image.
+  """
+  if not isinstance(num_layers, int) or num_layers < 1:
+    raise ValueError(f'num_layers {num_layers!r} is no positive integer')
+  if not 0 <= magnitude <= MAX_MAGNITUDE:
+    raise ValueError(f'magnitude {magnitude} is not in [0, {MAX_MAGNITUDE}]')
+  return _on_image(augment_image, num_layers=num_layers, magnitude=magnitude)
 
 
 def _on_image(function: Callable[..., np.ndarray], **kwargs) -> Transform:
