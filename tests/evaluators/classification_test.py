@@ -13,7 +13,7 @@ from vit_jax import sharding
 from vit_jax.build import build
 from vit_jax.data.digits import Digits
 from vit_jax.data.substitute import BadExample
-from vit_jax.evaluators import classification
+from vit_jax.evaluators import tally
 from vit_jax.evaluators.classification import Classification
 from vit_jax.plots import images as image_plots
 
@@ -90,11 +90,24 @@ def logits_of(state, image):
   return x @ np.asarray(dense['kernel'], np.float64) + np.asarray(dense['bias'], np.float64)
 
 
+def calibration_error(confidence, right):
+  """Eq. 3 of arXiv:1706.04599, bin by bin."""
+  error = 0.0
+  for m in range(15):
+    rows = [i for i, c in enumerate(confidence) if m / 15 < c <= (m + 1) / 15]
+    if rows:
+      gap = np.mean([right[i] for i in rows]) - np.mean([confidence[i] for i in rows])
+      error += len(rows) / len(right) * abs(gap)
+  return error
+
+
 def expected(logits, label):
   shifted = logits - logits.max(1, keepdims=True)
   log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
   order = np.argsort(-logits, axis=1, kind='stable')
+  right = order[:, 0] == label
   return {
+    'calibration_error': calibration_error(np.exp(log_p).max(1), right),
     'accuracy': np.mean(order[:, 0] == label),
     'top5': np.mean([y in row for y, row in zip(label, order[:, :5], strict=True)]),
     'loss': -np.mean(log_p[np.arange(len(label)), label]),
@@ -110,6 +123,8 @@ def test_equals_numpy_at_any_batch_size(nearest_mean, test_set, batch_size, devi
   assert set(result) == set(want)
   assert result['accuracy'] == want['accuracy'] and result['top5'] == want['top5']
   assert result['loss'] == pytest.approx(want['loss'], rel=1e-5)
+  assert result['calibration_error'] == pytest.approx(want['calibration_error'], rel=1e-4)
+  assert 0.01 < result['calibration_error'] < 0.5
   assert 0.8 < result['accuracy'] < 1
 
 
@@ -163,7 +178,7 @@ def test_equal_logits_and_nan_are_no_right_answers(test_set):
   assert zero['loss'] == pytest.approx(np.log(10))
   nan = evaluator.run(make_state(np.full((64, 10), np.nan), np.zeros(10)))
   assert nan['accuracy'] == nan['top5'] == 0
-  assert np.isnan(nan['loss'])
+  assert np.isnan(nan['loss']) and np.isnan(nan['calibration_error'])
 
 
 def test_broken_examples_do_not_count(nearest_mean, test_set):
@@ -178,10 +193,10 @@ def test_few_classes_have_no_top5(test_set):
   image, label = test_set
   state = make_state(np.ones((64, 3)), np.zeros(3))
   result = Classification(Linear(3), mesh_of(1), source=Arrays(image, label % 3)).run(state)
-  assert set(result) == {'accuracy', 'loss'}
+  assert set(result) == {'accuracy', 'loss', 'calibration_error'}
   source = Arrays(image, label % 3)
   result = Classification(Linear(3), mesh_of(1), source=source, top=(1, 2)).run(state)
-  assert set(result) == {'accuracy', 'top2', 'loss'}
+  assert set(result) == {'accuracy', 'top2', 'loss', 'calibration_error'}
 
 
 def test_multi_hot_labels(test_set):
@@ -192,7 +207,8 @@ def test_multi_hot_labels(test_set):
   label = ((logits + 3 * rng.normal(size=logits.shape)) > 1).astype(np.float32)
   label[:, 5] = 0  # a class that does not occur
   label[3] = 0  # an image without label
-  evaluator = Classification(Linear(6), mesh_of(8), source=Arrays(image, label), batch_size=64)
+  writer, source = Pictures(), Arrays(image, label)
+  evaluator = Classification(Linear(6), mesh_of(8), writer=writer, source=source, batch_size=64)
   result = evaluator.run(state, final=True)
   best = logits.argmax(1)
   hit = label[np.arange(len(label)), best] > 0
@@ -203,6 +219,16 @@ def test_multi_hot_labels(test_set):
   assert result['mean_average_precision'] == pytest.approx(precision, rel=1e-6)
   assert result['class/2'] == hit[label[:, 2] > 0].mean()
   assert 'class/5' not in result
+  assert 'calibration_error' not in result and set(writer) == {'mistakes'}
+  # Without the image that has no label, all others as before.
+  fewer = Classification(Linear(6), mesh_of(8), source=source, batch_size=64, skip_unlabelled=True)
+  labelled = label.any(1)
+  assert not labelled.all()
+  assert fewer.run(state)['accuracy'] == hit[labelled].mean()
+  assert fewer.run(state)['loss'] == pytest.approx(loss.sum(1)[labelled].mean(), rel=1e-5)
+  nothing = Arrays(image, np.zeros_like(label))
+  with pytest.raises(ValueError, match='no example of the source has a label'):
+    Classification(Linear(6), mesh_of(1), source=nothing, skip_unlabelled=True).run(state)
 
 
 def test_average_precision_with_equal_scores():
@@ -210,25 +236,26 @@ def test_average_precision_with_equal_scores():
   scores = rng.integers(0, 4, (60, 3)).astype(np.float32)
   labels = rng.random((60, 3)) < 0.3
   want = metrics.average_precision_score(labels, scores, average='macro')
-  assert classification.mean_average_precision(scores, labels) == pytest.approx(want)
-  assert np.isnan(classification.mean_average_precision(scores, np.zeros((60, 3), bool)))
+  assert tally.mean_average_precision(scores, labels) == pytest.approx(want)
+  assert np.isnan(tally.mean_average_precision(scores, np.zeros((60, 3), bool)))
 
 
 def test_the_last_run_adds_classes_and_pictures(nearest_mean, test_set):
   classes = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
   writer, source = Pictures(), Arrays(*test_set, classes=classes)
   evaluator = Classification(Linear(10), mesh_of(1), writer=writer, sources={'digits': source})
-  assert set(evaluator.run(nearest_mean)) == {f'digits/{k}' for k in ('accuracy', 'top5', 'loss')}
+  names = {'accuracy', 'top5', 'loss', 'calibration_error'}
+  assert set(evaluator.run(nearest_mean)) == {f'digits/{k}' for k in names}
   assert not writer
   result = evaluator.run(nearest_mean, final=True)
   right = logits_of(nearest_mean, test_set[0]).argmax(1) == test_set[1]
   for k, name in enumerate(classes):
     assert result[f'digits/class/{name}'] == right[test_set[1] == k].mean()
-  assert set(writer) == {'digits/confusion', 'digits/mistakes'}
+  assert set(writer) == {f'digits/{k}' for k in ('calibration', 'confusion', 'mistakes')}
   for step, array in writer.values():
     assert step == 3 and array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3
   quiet = Classification(Linear(10), mesh_of(1), source=source, per_class=False)
-  assert set(quiet.run(nearest_mean, final=True)) == {'accuracy', 'top5', 'loss'}
+  assert set(quiet.run(nearest_mean, final=True)) == names
 
 
 def test_pictures_do_not_depend_on_the_batch(nearest_mean, test_set):
@@ -239,7 +266,7 @@ def test_pictures_do_not_depend_on_the_batch(nearest_mean, test_set):
       Linear(10), mesh_of(devices), writer=writer, source=Arrays(*test_set), batch_size=batch_size
     ).run(nearest_mean, final=True)
     drawn.append(writer)
-  for name in ('confusion', 'mistakes'):
+  for name in ('calibration', 'confusion', 'mistakes'):
     np.testing.assert_array_equal(drawn[0][name][1], drawn[1][name][1])
 
 
@@ -264,7 +291,67 @@ def test_the_first_mistake_is_the_most_confident_one(nearest_mean, test_set):
   Classification(Linear(10), mesh_of(8), writer=writer, source=perfect).run(
     nearest_mean, final=True
   )
-  assert set(writer) == {'confusion'}
+  assert set(writer) == {'calibration', 'confusion'}
+
+
+def test_calibration_of_answers_whose_confidence_is_right():
+  rng = np.random.default_rng(0)
+  confidence = rng.uniform(0.1, 1, 50000).astype(np.float32)
+  right = rng.random(50000) < confidence
+  error = tally.calibration_error(tally.confidence_bins(confidence, right))
+  assert error < 0.01
+  assert error == pytest.approx(calibration_error(confidence.astype(float), right), rel=1e-9)
+  sure = tally.calibration_error(tally.confidence_bins(np.ones(50000, np.float32), right))
+  assert sure == pytest.approx(1 - right.mean())  # sure of everything
+  bins = tally.confidence_bins(np.array([0.0, 0.01, 1.0]), np.array([False, False, True]))
+  assert bins[:, 0].tolist() == [2] + 13 * [0] + [1]  # both ends are in a bin
+
+
+@pytest.mark.parametrize('batch_size, devices', [(7, 1), (64, 8)])
+def test_answers_are_chosen_from_some_classes(nearest_mean, test_set, batch_size, devices):
+  classes, chosen = (2, 3, 5, 7), np.isin(test_set[1], (2, 3, 5, 7))
+  image, label = test_set[0][chosen], test_set[1][chosen]
+  want = expected(logits_of(nearest_mean, image)[:, classes], np.searchsorted(classes, label))
+  del want['top5']  # of four classes
+  names = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
+  sources = {'all': Arrays(*test_set), 'some': Arrays(image, label, names)}
+  sources['some'].subset = classes[::-1]
+  writer = Pictures()
+  evaluator = Classification(
+    Linear(10), mesh_of(devices), writer=writer, sources=sources, batch_size=batch_size
+  )
+  result = evaluator.run(nearest_mean, final=True)
+  some = {k[5:]: v for k, v in result.items() if k.startswith('some/')}
+  by_class = {k: some.pop(k) for k in list(some) if k.startswith('class/')}
+  assert some == pytest.approx(want, rel=1e-4)
+  assert set(by_class) == {'class/two', 'class/three', 'class/five', 'class/seven'}
+  assert (
+    result['all/accuracy']
+    == expected(logits_of(nearest_mean, test_set[0]), test_set[1])['accuracy']
+  )
+  assert some['accuracy'] >= np.mean(logits_of(nearest_mean, image).argmax(1) == label)
+  # The same by the evaluator's own field.
+  source = Arrays(image, label)
+  evaluator = Classification(Linear(10), mesh_of(devices), source=source, classes=classes)
+  assert evaluator.run(nearest_mean) == pytest.approx(want, rel=1e-4)
+  multi_hot = Arrays(image, np.eye(10, dtype=np.float32)[label])
+  evaluator = Classification(Linear(10), mesh_of(devices), source=multi_hot, classes=classes)
+  assert evaluator.run(nearest_mean)['accuracy'] == want['accuracy']
+
+
+def test_mistakes_in_the_classes(nearest_mean, test_set):
+  def run(**fields):
+    return Classification(Linear(10), mesh_of(1), source=Arrays(*test_set), **fields)
+
+  with pytest.raises(
+    ValueError, match=r'has label \d, which is none of the 3 classes that answers'
+  ):
+    run(classes=(1, 2, 3)).run(nearest_mean)
+  with pytest.raises(ValueError, match='classes has 12, but the model gives 10 logits, for 0 to 9'):
+    run(classes=(1, 12)).run(nearest_mean)
+  for classes in ((), (1, 2, 1)):
+    with pytest.raises(ValueError, match='are empty or name one twice'):
+      run(classes=classes)
 
 
 def test_a_missing_method_lists_those_there_are(test_set):

@@ -1,8 +1,8 @@
-"""Classification: accuracy, loss, what is taken for what, and the most confident mistakes."""
+"""Classification: accuracy, loss, calibration, what is taken for what, the worst mistakes."""
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,16 +14,16 @@ from jax.sharding import Mesh
 
 from vit_jax.arrays import Array, Batch
 from vit_jax.evaluators import apply
+from vit_jax.evaluators.tally import Tally, share
 from vit_jax.losses import classification as losses
-
-MISTAKES = 24  # in the picture
-MAX_CONFUSION = 1000  # classes; K * K counts are kept for the picture
 
 
 class Classification:
   """Accuracy and loss of an objective's logits on one source or several, so also on other styles.
 
-  With labels `[B]` the loss is the softmax cross-entropy in nats. With multi-hot labels `[B, K]` an
+  With labels `[B]` the loss is the softmax cross-entropy in nats, and `calibration_error` the
+  expected calibration error of the largest probability of the softmax, in 15 bins (Guo et al. 2017,
+  arXiv:1706.04599). With multi-hot labels `[B, K]` an
   answer is right where it is among the labels, the loss is the sigmoid cross-entropy summed over
   the classes, and the mean average precision over the classes that occur is added, for which all
   scores, `[N, K]` float32, are kept.
@@ -44,6 +44,8 @@ class Classification:
     method: str = 'logits',
     top: Sequence[int] = (1, 5),
     per_class: bool = True,
+    classes: Sequence[int] | None = None,
+    skip_unlabelled: bool = False,
   ):
     """Builds the sources.
 
@@ -61,9 +63,15 @@ class Classification:
       top: an answer is right among the k best; 1 is called `accuracy`, 5 `top5`. Those with k >= K
         are left out.
       per_class: the last run adds `class/<class>`, the accuracy among the examples of each class.
+      classes: labels that answers are chosen from; other logits are ignored, as if the model had
+        only these classes. None is each source's own attribute `subset` where it has one, else
+        all.
+      skip_unlabelled: leaves out examples whose multi-hot label is empty, instead of counting them
+        as wrong.
 
     Raises:
-      ValueError: the objective lacks the method (those it has are listed), or no source is given.
+      ValueError: the objective lacks the method (those it has are listed), no source is given, or
+        `classes` names none or one twice.
     """
     self.method = apply.method_of(objective, method, evaluator='classification')
     self.sources = apply.named_sources(source, sources)
@@ -71,14 +79,25 @@ class Classification:
     self.options = dict(
       host=host, batch_size=batch_size, num_workers=num_workers, max_bad_share=max_bad_share
     )
-    self.top, self.per_class = tuple(top), per_class
+    self.top, self.per_class, self.skip_unlabelled = tuple(top), per_class, skip_unlabelled
+    self.subsets = {
+      name: _subset(getattr(source, 'subset', None) if classes is None else classes)
+      for name, source in self.sources.items()
+    }
 
-    def examples(variables: Any, batch: Batch) -> dict[str, Array]:
+    def examples(variables: Any, batch: Batch, *, subset: tuple[int, ...] | None) -> Any:
       logits = objective.apply(variables, batch, method=self.method)
-      num_classes = jnp.asarray(logits.shape[-1])
-      return _examples(logits, batch['label']), batch['_mask'], num_classes
+      label, num_classes = batch['label'], logits.shape[-1]
+      if subset is not None:
+        logits, label = _restrict(logits, label, subset)
+      given = {'given': batch['label']}  # for the message about labels that do not fit
+      return _examples(logits, label) | given, batch['_mask'], jnp.asarray(num_classes)
 
-    self._examples = apply.jit(examples, mesh)
+    # One program for all sources with the same classes.
+    self._examples = {
+      subset: apply.jit(functools.partial(examples, subset=subset), mesh)
+      for subset in set(self.subsets.values())
+    }
 
   def run(self, state: Any, *, final: bool = False) -> dict[str, float]:
     """Evaluates a state.
@@ -88,45 +107,55 @@ class Classification:
       final: whether this is the last run: adds the accuracies by class and draws the pictures.
 
     Returns:
-      By name, after `<source>/` where there are several sources: `accuracy`, `top5`, `loss`, with
-      multi-hot labels `mean_average_precision`, and in the last run `class/<class>`; shares are in
-      [0, 1].
+      By name, after `<source>/` where there are several sources: `accuracy`, `top5`, `loss`,
+      `calibration_error` (with multi-hot labels `mean_average_precision` instead), and in the last
+      run `class/<class>`; shares are in [0, 1].
 
     Raises:
-      ValueError: a label that is no number of a logit.
+      ValueError: a label that is no number of a logit or not among `classes`, or no example has a
+        label.
     """
     results = {}
     for name, source in self.sources.items():
       tally = self._count(state, name, source, pictures=final and self.writer is not None)
       values = tally.results(self.top)
-      classes = apply.class_names(source, tally.num_classes)
+      subset = self.subsets[name] or range(tally.num_classes)
+      names = apply.class_names(source, max(subset) + 1)
+      classes = [names[i] for i in subset]
       if final and self.per_class:
         seen = np.flatnonzero(tally.by_class[:, 0])
-        values |= {f'class/{classes[i]}': _share(*tally.by_class[i, ::-1]) for i in seen}
+        values |= {f'class/{classes[i]}': share(*tally.by_class[i, ::-1]) for i in seen}
       results |= {apply.prefix(name) + key: value for key, value in values.items()}
       if final and self.writer is not None:
         self._draw(int(state.step), name, tally, classes)
     return results
 
-  def _count(self, state: Any, name: str, source: Any, *, pictures: bool) -> _Tally:
-    tally = None
+  def _count(self, state: Any, name: str, source: Any, *, pictures: bool) -> Tally:
+    tally, subset = None, self.subsets[name]
     variables = apply.variables_of(state)
     for batch in apply.batches(source, self.mesh, **self.options):
-      examples, mask, num_classes = self._examples(variables, batch)
+      examples, mask, num_classes = self._examples[subset](variables, batch)
+      _check_labels(examples.pop('given')[mask], int(num_classes), subset, name)
+      if self.skip_unlabelled and examples['label'].ndim == 2:
+        mask = mask & (examples['label'] > 0).any(-1)
       examples = {key: value[mask] for key, value in examples.items()}
       if tally is None:
-        tally = _Tally(int(num_classes), square=pictures)
-      _check_labels(examples['label'], tally.num_classes, name)
+        tally = Tally(len(subset) if subset else int(num_classes), square=pictures)
       wrong = tally.add(examples)
       if pictures and tally.mistakes_among(wrong, examples):
         images = apply.fetch(batch['image'], self.mesh)[mask]
         tally.keep_mistakes(wrong, examples, images)
+    if not tally.count:
+      raise ValueError(f'no example of {_called(name)} has a label')
     return tally
 
-  def _draw(self, step: int, name: str, tally: _Tally, classes: list[str]) -> None:
-    from vit_jax.plots import confusion, images
+  def _draw(self, step: int, name: str, tally: Tally, classes: list[str]) -> None:
+    from vit_jax.plots import calibration, confusion, images
 
     title = f'{name}: ' if name else ''
+    if tally.bins is not None:
+      picture = calibration.calibration(tally.bins, title=title.rstrip())
+      self.writer.picture(step, apply.prefix(name) + 'calibration', picture)
     if tally.confusion is not None:
       right, total = np.trace(tally.confusion), tally.count
       title_ = f'{title}{right} of {total} right ({100 * right / total:.1f} %)'
@@ -175,116 +204,47 @@ def _examples(logits: Array, label: Array) -> dict[str, Array]:
   return values if label.ndim == 1 else {**values, 'logits': logits}
 
 
-def _check_labels(label: np.ndarray, num_classes: int, name: str) -> None:
-  if label.ndim == 1 and label.size and not 0 <= label.min() <= label.max() < num_classes:
-    worst = label.max() if label.max() >= num_classes else label.min()
-    where = f'source {name!r}' if name else 'the source'
+def _subset(classes: Sequence[int] | None) -> tuple[int, ...] | None:
+  if classes is None:
+    return None
+  subset = tuple(sorted(int(i) for i in classes))
+  if not subset or len(set(subset)) < len(subset):
+    raise ValueError(f'classes {list(classes)} are empty or name one twice')
+  return subset
+
+
+def _restrict(logits: Array, label: Array, subset: tuple[int, ...]) -> tuple[Array, Array]:
+  """Logits [B, k] and labels [B] or [B, k] of the k classes of `subset` alone, in its order."""
+  num_classes, chosen = logits.shape[-1], jnp.asarray(subset)
+  if not 0 <= subset[0] <= subset[-1] < num_classes:
+    wrong = subset[0] if subset[0] < 0 else subset[-1]
     raise ValueError(
-      f'{where} has label {worst}, but the model gives {num_classes} logits, for labels 0 to '
-      f'{num_classes - 1}'
+      f'classes has {wrong}, but the model gives {num_classes} logits, for 0 to {num_classes - 1}'
+    )
+  if label.ndim == 2 and label.shape[-1] == num_classes:
+    return logits[:, chosen], label[:, chosen]
+  # Of labels outside of the subset, which are an error on the host, any place will do.
+  return logits[:, chosen], jnp.searchsorted(chosen, label) if label.ndim == 1 else label
+
+
+def _check_labels(
+  label: np.ndarray, num_classes: int, subset: tuple[int, ...] | None, name: str
+) -> None:
+  if label.ndim != 1 or not label.size:
+    return
+  if not 0 <= label.min() <= label.max() < num_classes:
+    worst = label.max() if label.max() >= num_classes else label.min()
+    raise ValueError(
+      f'{_called(name)} has label {worst}, but the model gives {num_classes} logits, for labels '
+      f'0 to {num_classes - 1}'
+    )
+  if subset is not None and not np.isin(label, subset).all():
+    worst = label[~np.isin(label, subset)][0]
+    raise ValueError(
+      f'{_called(name)} has label {worst}, which is none of the {len(subset)} classes that answers '
+      'are chosen from'
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Mistake:
-  probability: float
-  index: int  # in the order of the source, which decides between equals
-  predicted: int
-  truth: tuple[int, ...]
-  image: np.ndarray
-
-  def caption(self, classes: list[str]) -> str:
-    truth = ', '.join(classes[i] for i in self.truth) or 'nothing'
-    return f'said {classes[self.predicted]}\nis {truth}\n{100 * self.probability:.1f} % sure'
-
-
-class _Tally:
-  """Sums and counts over the examples seen, on the host in float64 and int64."""
-
-  def __init__(self, num_classes: int, *, square: bool):
-    self.num_classes = num_classes
-    self.count, self.loss = 0, 0.0
-    self.ranks = np.zeros(num_classes + 1, np.int64)  # how often the label had this rank
-    self.by_class = np.zeros((num_classes, 2), np.int64)  # examples, and those answered rightly
-    self.square = square and num_classes <= MAX_CONFUSION
-    self.confusion: np.ndarray | None = None  # [true, predicted]
-    self.scores: list[tuple[np.ndarray, np.ndarray]] = []  # of multi-hot labels
-    self.mistakes: list[_Mistake] = []  # most confident first
-
-  def add(self, examples: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Adds examples without padding; returns which answers are wrong, [B] bool."""
-    label, predicted, right = examples['label'], examples['predicted'], examples['rank'] == 0
-    self.count += len(label)
-    self.loss += examples['loss'].astype(np.float64).sum()
-    np.add.at(self.ranks, examples['rank'], 1)
-    if label.ndim == 2:
-      self.by_class[:, 0] += (label > 0).sum(0)
-      self.by_class[:, 1] += ((label > 0) & right[:, None]).sum(0)
-      self.scores.append((examples['logits'], label > 0))
-      return ~right
-    np.add.at(self.by_class, (label, 0), 1)
-    np.add.at(self.by_class, (label[right], 1), 1)
-    if self.square:
-      if self.confusion is None:
-        self.confusion = np.zeros((self.num_classes, self.num_classes), np.int64)
-      np.add.at(self.confusion, (label, predicted), 1)
-    return ~right
-
-  def mistakes_among(self, wrong: np.ndarray, examples: Mapping[str, np.ndarray]) -> bool:
-    """Whether one of these mistakes is confident enough to be kept."""
-    if len(self.mistakes) < MISTAKES:
-      return bool(wrong.any())
-    return bool((examples['probability'][wrong] > self.mistakes[-1].probability).any())
-
-  def keep_mistakes(
-    self, wrong: np.ndarray, examples: Mapping[str, np.ndarray], images: np.ndarray
-  ) -> None:
-    """Keeps the most confident of the mistakes so far; of equal ones, the first."""
-    start = self.count - len(wrong)  # broken examples are not counted, which leaves the order
-    for i in np.flatnonzero(wrong):
-      label = examples['label'][i]
-      truth = np.flatnonzero(label > 0) if np.ndim(label) else [label]
-      probability, predicted = float(examples['probability'][i]), int(examples['predicted'][i])
-      self.mistakes.append(
-        _Mistake(probability, start + int(i), predicted, tuple(map(int, truth)), images[i])
-      )
-    self.mistakes.sort(key=lambda m: (-m.probability, m.index))
-    del self.mistakes[MISTAKES:]
-
-  def results(self, top: Sequence[int]) -> dict[str, float]:
-    values = {}
-    for k in top:
-      if k < self.num_classes:
-        name = 'accuracy' if k == 1 else f'top{k}'
-        values[name] = _share(self.ranks[:k].sum(), self.count)
-    values['loss'] = float(self.loss / self.count)
-    if self.scores:
-      scores, labels = (np.concatenate(parts) for parts in zip(*self.scores, strict=True))
-      values['mean_average_precision'] = mean_average_precision(scores, labels)
-    return values
-
-
-def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-  """Average precision, averaged over the classes that occur; NaN where none does.
-
-  Of one class it is the mean, over its examples, of the precision among all examples of at least
-  their score.
-
-  Args:
-    scores: [N, K] float.
-    labels: [N, K] bool.
-  """
-  precisions = []
-  for score, label in zip(scores.T, labels.T, strict=True):
-    if not label.any():
-      continue
-    order = np.argsort(-score, kind='stable')
-    score, label = score[order], label[order]
-    last = np.searchsorted(-score, -score, side='right')  # examples of at least this score
-    precision = np.cumsum(label)[last - 1] / last
-    precisions.append(precision[label].mean())
-  return float(np.mean(precisions)) if precisions else float('nan')
-
-
-def _share(part: Any, whole: Any) -> float:
-  return float(part) / float(whole)
+def _called(name: str) -> str:
+  return f'source {name!r}' if name else 'the source'
