@@ -226,6 +226,9 @@ def test_multi_hot_labels(test_set):
   assert not labelled.all()
   assert fewer.run(state)['accuracy'] == hit[labelled].mean()
   assert fewer.run(state)['loss'] == pytest.approx(loss.sum(1)[labelled].mean(), rel=1e-5)
+  source.skip_unlabelled = True  # as a source says it of itself
+  own = Classification(Linear(6), mesh_of(8), source=source, batch_size=64)
+  assert own.run(state) == fewer.run(state)
   nothing = Arrays(image, np.zeros_like(label))
   with pytest.raises(ValueError, match='no example of the source has a label'):
     Classification(Linear(6), mesh_of(1), source=nothing, skip_unlabelled=True).run(state)

@@ -45,7 +45,7 @@ class Classification:
     top: Sequence[int] = (1, 5),
     per_class: bool = True,
     classes: Sequence[int] | None = None,
-    skip_unlabelled: bool = False,
+    skip_unlabelled: bool | None = None,
   ):
     """Builds the sources.
 
@@ -67,7 +67,7 @@ class Classification:
         only these classes. None is each source's own attribute `subset` where it has one, else
         all.
       skip_unlabelled: leaves out examples whose multi-hot label is empty, instead of counting them
-        as wrong.
+        as wrong. None is each source's own attribute `skip_unlabelled` where it has one, else no.
 
     Raises:
       ValueError: the objective lacks the method (those it has are listed), no source is given, or
@@ -79,7 +79,13 @@ class Classification:
     self.options = dict(
       host=host, batch_size=batch_size, num_workers=num_workers, max_bad_share=max_bad_share
     )
-    self.top, self.per_class, self.skip_unlabelled = tuple(top), per_class, skip_unlabelled
+    self.top, self.per_class = tuple(top), per_class
+    self.skips = {
+      name: getattr(source, 'skip_unlabelled', False)
+      if skip_unlabelled is None
+      else skip_unlabelled
+      for name, source in self.sources.items()
+    }
     self.subsets = {
       name: _subset(getattr(source, 'subset', None) if classes is None else classes)
       for name, source in self.sources.items()
@@ -136,7 +142,7 @@ class Classification:
     for batch in apply.batches(source, self.mesh, **self.options):
       examples, mask, num_classes = self._examples[subset](variables, batch)
       _check_labels(examples.pop('given')[mask], int(num_classes), subset, name)
-      if self.skip_unlabelled and examples['label'].ndim == 2:
+      if self.skips[name] and examples['label'].ndim == 2:
         mask = mask & (examples['label'] > 0).any(-1)
       examples = {key: value[mask] for key, value in examples.items()}
       if tally is None:
