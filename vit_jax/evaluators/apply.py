@@ -65,6 +65,19 @@ def named_sources(source: Any = None, sources: Mapping[str, Any] | None = None) 
   return made
 
 
+class Chosen:
+  """Some examples of a source, as a source: its example i is example `indices[i]` of `source`."""
+
+  def __init__(self, source: Any, indices: np.ndarray):
+    self.source, self.indices = source, indices
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def __getitem__(self, i: int) -> dict[str, Any]:
+    return self.source[int(self.indices[i])]
+
+
 def prefix(name: str) -> str:
   """What stands before a metric of the source `name`: `google/`, or nothing for a single source."""
   return f'{name}/' if name else ''

@@ -230,17 +230,8 @@ class _Seen(NamedTuple):
   spec: Any  # of a batch
 
 
-class _Examples:
+class _Examples(apply.Chosen):
   """Some examples of a source, with their masks."""
-
-  def __init__(self, source: Any, indices: np.ndarray):
-    self.source, self.indices = source, indices
-
-  def __len__(self) -> int:
-    return len(self.indices)
-
-  def __getitem__(self, i: int) -> dict[str, Any]:
-    return self.source[int(self.indices[i])]
 
   def mask(self, i: int) -> np.ndarray:
     return self.source.mask(int(self.indices[i]))

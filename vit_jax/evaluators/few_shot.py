@@ -116,7 +116,7 @@ class FewShot:
     variables = apply.variables_of(state)
     union, places = np.unique(drawn, return_inverse=True)
     places = places.reshape(drawn.shape)
-    train = self._read(variables, _Examples(self.train, union), 'train', classes)
+    train = self._read(variables, apply.Chosen(self.train, union), 'train', classes)
     validation = None
     if self.validation is not None:
       validation = self._read(variables, self.validation, 'validation', classes)
@@ -234,19 +234,6 @@ class _Labels:
           raise ValueError('few_shot needs one label an image, not multi-hot labels')
         self._known[i] = int(label)
     return self._known[i]
-
-
-class _Examples:
-  """Some examples of a source."""
-
-  def __init__(self, source: Any, indices: np.ndarray):
-    self.source, self.indices = source, indices
-
-  def __len__(self) -> int:
-    return len(self.indices)
-
-  def __getitem__(self, i: int) -> dict[str, Any]:
-    return self.source[int(self.indices[i])]
 
 
 def _check_numbers(
