@@ -30,19 +30,21 @@ FIELDS = {
   'hooks': 'what changes the state between steps, by name',
   'log': 'how often metrics are written',
   'checkpoint': 'how often to save, how many to keep, and by which metric the best',
+  'profile': "steps='100:110' traces these",
 }
-OPTIONAL = ('accumulate', 'ema', 'mesh', 'evals', 'hooks', 'log', 'checkpoint')
+OPTIONAL = ('accumulate', 'ema', 'mesh', 'evals', 'hooks', 'log', 'checkpoint', 'profile')
 
 # The groups whose fields the loop itself reads; all others are what they build.
 GROUPS = {
   'data': ('source', 'host', 'num_workers', 'max_bad_share'),
   'ema': ('decay', 'warmup'),
   'log': ('every',),
+  'profile': ('steps',),
 }
 REQUIRED = {'data': ('source', 'host'), 'ema': ('decay',)}
 
 # A run may go on with other values of these: they do not change what is trained.
-FREE = ('mesh', 'data.num_workers', 'data.max_bad_share', 'log', 'evals', 'checkpoint')
+FREE = ('mesh', 'data.num_workers', 'data.max_bad_share', 'log', 'evals', 'checkpoint', 'profile')
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
@@ -73,6 +75,10 @@ def override(
     ValueError: a flag names no field or has a wrong value, or the config lacks a field.
   """
   config = _with_units(config)
+  # Whatever the config, a flag can ask for a trace.
+  window = (config.get('profile') or {}).get('steps')
+  config.profile = {'steps': ml_collections.config_dict.placeholder(str)}
+  config.profile.steps = window
   for argument in overrides:
     config = _override(config, argument)
   check(config)
@@ -250,7 +256,7 @@ def _override(config: ml_collections.ConfigDict, argument: str) -> ml_collection
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError):
     kind = group.get_type(field).__name__
     raise ValueError(f'--config.{path} takes a value of type {kind}, not {text!r}') from None
-  if _is_units(group):
+  if _is_units(group) and len(group) == len(UNITS):  # `profile` has steps alone.
     for unit in UNITS:
       if unit != field:
         group[unit] = None

@@ -1,6 +1,7 @@
 """The training loop. It knows no method by name: a method is an objective and a config."""
 
 import collections
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from vit_jax.data import pipeline
 from vit_jax.experiment import Experiment
 from vit_jax.interrupt import Interrupt
 from vit_jax.metrics import Writer
+from vit_jax.profile import Profile
 from vit_jax.state import TrainState, streams
 
 # How many steps the host may run ahead of the device.
@@ -110,7 +112,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     make, like = experiment.prepare_state(made)
     state = make() if checkpoints.latest is None else checkpoints.restore(like)
     start = int(state.step)
-    loop = Loop(made, like, checkpoints, save_every)
+    window = (config.get('profile') or {}).get('steps')
+    profile = Profile(window, workdir, start=start, total=made.total_steps)
+    loop = Loop(made, like, checkpoints, save_every, profile)
     jax.eval_shape(loop.train_step, like, made.batch_spec)  # Mistakes that only training meets.
     # Only now: a run that cannot start leaves no trace.
     workdirs.start(workdir, made)
@@ -150,6 +154,7 @@ class Loop:
     like: TrainState,
     checkpoints: Checkpoints,
     save_every: int | None,
+    profile: Profile,
   ):
     """Builds the step, the evaluators and the hooks; touches no file.
 
@@ -158,9 +163,11 @@ class Loop:
       like: shapes and shardings of the state.
       checkpoints: where to save.
       save_every: steps between two checkpoints; None saves at the end only.
+      profile: the steps to trace.
     """
     config = made.config
     self.made, self.checkpoints, self.save_every = made, checkpoints, save_every
+    self.profile = profile
     self.log_every = made.steps((config.get('log') or {}).get('every'), 'log.every') or 50
     self.evals = experiment.build_evals(made)
     self.hooks = experiment.build_periodic(made, 'hooks')
@@ -187,18 +194,21 @@ class Loop:
     """Trains from `step` to the end, or until a signal; returns the state and the signal's name."""
     total = self.made.total_steps
     in_flight: collections.deque[tuple[int, dict[str, Array]]] = collections.deque()
-    with Interrupt() as interrupt, self._open_data(step, total) as data:
+    with (
+      Interrupt() as interrupt,
+      self._open_data(step, total) as data,
+      contextlib.closing(self.profile),
+    ):
       while step < total and not self._stop(step, interrupt):
         begun = time.monotonic()
-        try:
-          batch = next(data)
-        except RuntimeError:
-          # A signal to the whole process group takes the workers too.
-          if interrupt.requested and jax.process_count() == 1:
-            self.stopped_by = interrupt.requested
+        with self.profile.around(step, state) as done:
+          batch = self._next(data, interrupt)
+          if batch is None:
             break
-          raise
-        state, metrics = self.train_step(state, batch)
+          done('waiting for data')
+          done('transfer', batch)
+          state, metrics = self.train_step(state, batch)
+          done('device', metrics)
         step += 1
         self.unread.append((step, metrics))
         in_flight.append((step, metrics))
@@ -223,6 +233,16 @@ class Loop:
         )
     return state, self.stopped_by
 
+  def _next(self, data: pipeline.TrainPipeline, interrupt: Interrupt) -> Batch | None:
+    """The next batch; None where a signal to the whole process group took the workers too."""
+    try:
+      return next(data)
+    except RuntimeError:
+      if interrupt.requested and jax.process_count() == 1:
+        self.stopped_by = interrupt.requested
+        return None
+      raise
+
   def _stop(self, step: int, interrupt: Interrupt) -> bool:
     """Whether to end before the next step; several hosts agree on it, whenever metrics are read."""
     if jax.process_count() == 1:
@@ -235,6 +255,9 @@ class Loop:
 
   def _between_steps(self, state: TrainState, step: int) -> TrainState:
     last = step == self.made.total_steps
+    if self.profile.text:
+      self.writer.message(self.profile.text)
+      self.profile.text = ''
     for hook, every in self.hooks.values():
       if every and step % every == 0:
         state = hook(step, state)
