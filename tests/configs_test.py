@@ -29,6 +29,10 @@ FOLDER = Path(__file__).parents[1] / 'configs'
 IMAGES: dict[str, tuple[int, int, int]] = {
   'vit_cifar10': (32, 32, 3),
   'vit_fashion_mnist': (28, 28, 1),
+  'vit_i1k': (240, 320, 3),
+  'vit_i21k': (240, 320, 3),
+  'vit_pretrain': (240, 320, 3),
+  'vit_s16_i1k': (240, 320, 3),
 }
 
 
