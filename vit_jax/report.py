@@ -42,6 +42,7 @@ CAPTIONS = {  # By the last word of a picture's name.
     'Where the model looks: attention rolled out from the output back to the patches of test '
     'images (arXiv:2005.00928).'
   ),
+  'calibration': 'How often answers are right, by how sure the model is (arXiv:1706.04599).',
   'confusion': 'What was taken for what: true classes by row, predictions by column.',
   'mistakes': 'The mistakes that the model is surest of.',
 }

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from vit_jax.arrays import Array, Batch
 from vit_jax.evaluators import apply
-from vit_jax.evaluators.tally import Tally, share
+from vit_jax.evaluators.tally import Tally, calibration_error, share
 from vit_jax.losses import classification as losses
 
 
@@ -160,7 +160,9 @@ class Classification:
 
     title = f'{name}: ' if name else ''
     if tally.bins is not None:
-      picture = calibration.calibration(tally.bins, title=title.rstrip())
+      error = calibration_error(tally.bins)
+      title_ = f'{title}expected calibration error {100 * error:.1f} %'
+      picture = calibration.calibration(tally.bins, title=title_)
       self.writer.picture(step, apply.prefix(name) + 'calibration', picture)
     if tally.confusion is not None:
       right, total = np.trace(tally.confusion), tally.count

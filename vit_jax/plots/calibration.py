@@ -18,7 +18,7 @@ def calibration(bins: np.ndarray, *, title: str = '') -> np.ndarray:
   Args:
     bins: [M, 3], of M equally wide bins over [0, 1]: examples, the sum of their confidence, right
       answers.
-    title: one line above; the expected calibration error stands after it.
+    title: one line above.
 
   Returns:
     [H, W, 3] uint8.
@@ -52,9 +52,7 @@ def calibration(bins: np.ndarray, *, title: str = '') -> np.ndarray:
   upper.set(xlim=(0, 1), ylim=(0, 1))
   lower.xaxis.set_major_formatter(_percent)
   lower.set_xlabel('confidence', fontsize=11)
-  error = 100 * np.abs(confidence - right).sum() / total
-  text = f'{title} ' if title else ''
-  text = figures.fit(f'{text}expected calibration error {error:.1f} %', WIDTH - 24, 12)
+  text = figures.fit(title, WIDTH - 24, 12)
   figure.text(12 / WIDTH, 1 - 12 / HEIGHT, text, va='top', fontsize=12, parse_math=False)
   return figures.to_array(figure)
 
