@@ -5,6 +5,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from vit_jax import allocator
+
 COMMANDS = {
   'train': 'train what a config describes; go on where the workdir stopped',
   'evaluate': 'run the evaluators of a finished or unfinished run',
@@ -22,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   Returns:
     The exit code. A mistake of the user's is one sentence on stderr and 1.
   """
+  allocator.keep_freed_memory()  # Before a command imports JAX.
   argv = list(sys.argv[1:] if argv is None else argv)
   parser = argparse.ArgumentParser(
     prog='vit_jax', description='Representation learning on images in JAX.', allow_abbrev=False
