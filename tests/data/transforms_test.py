@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vit_jax import compose
-from vit_jax.data import transforms
+from vit_jax.data import decode, transforms
 from vit_jax.data.substitute import BadExample
 
 RNG = np.random.default_rng
@@ -49,8 +49,8 @@ def reference_resize(image, h, w):
 
 def test_configs_can_name_exactly_these():
   assert set(compose.choices(transforms)) == {
-    'decode', 'random_resized_crop', 'resize_small', 'resize', 'central_crop', 'pad_crop', 'flip',
-    'randaugment',
+    'decode', 'decode_random_resized_crop', 'random_resized_crop', 'resize_small', 'resize',
+    'central_crop', 'pad_crop', 'flip', 'randaugment',
   }  # fmt: skip
 
 
@@ -60,6 +60,7 @@ def test_every_transform_keeps_the_contract_and_pickles(channels):
   for text, shape in {
     'decode': (20, 27),
     'random_resized_crop(12, min_area=0.2)': (12, 12),
+    'decode_random_resized_crop(12, min_area=0.2)': (12, 12),
     'random_resized_crop((10, 16))': (10, 16),
     'resize_small(10)': (10, 14),
     'resize(9)': (9, 9),
@@ -287,3 +288,68 @@ def test_mistakes_name_the_choices():
   ]:
     with pytest.raises(ValueError, match=message):
       build()
+
+
+def photograph(h, w):
+  """Smooth enough that two resampling filters see nearly the same, [h, w, 3] uint8."""
+  y, x = np.mgrid[:h, :w] / max(h, w)
+  waves = [np.sin(9 * x + 4 * y), np.cos(7 * y - 3 * x), np.sin(12 * x * y + 1)]
+  return (127.5 + 100 * np.stack(waves, -1)).astype(np.uint8)
+
+
+@pytest.mark.parametrize('shape', [(301, 403), (1203, 1601), (67, 45)])
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+def test_decoding_and_cropping_in_one_takes_the_same_part(shape, kind):
+  data = encode(
+    Image.fromarray(photograph(*shape)), kind, **({'quality': 95} if kind == 'JPEG' else {})
+  )
+  for seed in range(12):
+    two = run(transforms.random_resized_crop((32, 40)), run(transforms.decode(), data), seed)
+    one = run(transforms.decode_random_resized_crop((32, 40)), data, seed)
+    np.testing.assert_allclose(one.astype(int), two.astype(int), atol=0 if kind == 'PNG' else 6)
+
+
+def test_a_large_jpeg_is_decoded_at_the_smallest_scale_that_covers_the_crop(monkeypatch):
+  from PIL import JpegImagePlugin
+
+  loaded = []
+  load = JpegImagePlugin.JpegImageFile.load
+
+  def spy(self):
+    loaded.append(self.size)
+    return load(self)
+
+  data = encode(Image.fromarray(photograph(800, 800)), 'JPEG')
+  monkeypatch.setattr(JpegImagePlugin.JpegImageFile, 'load', spy)
+  for part, side in [(800, 100), (799, 200), (400, 200), (399, 400), (99, 800)]:
+    loaded.clear()
+    decode.decode_box(data, 3, lambda h, w: (0, 0, part, part), (100, 100))  # noqa: B023
+    assert loaded[0] == (side, side), part
+
+
+@pytest.mark.parametrize('channels', [1, 3, 4])
+def test_every_kind_of_file_is_decoded_and_cropped(channels):
+  image = Image.fromarray(photograph(301, 403))
+  crop = transforms.decode_random_resized_crop(24, channels=channels)
+  for mode, kind in [
+    ('RGB', 'JPEG'),
+    ('L', 'JPEG'),
+    ('CMYK', 'JPEG'),
+    ('RGBA', 'PNG'),
+    ('P', 'PNG'),
+  ]:
+    data = encode(image.convert(mode), kind)
+    whole = transforms.decode(channels)
+    two = run(transforms.random_resized_crop(24), run(whole, data), 5)
+    one = run(crop, data, 5)
+    assert one.shape == (24, 24, channels)
+    np.testing.assert_allclose(one.astype(int), two.astype(int), atol=8, err_msg=f'{mode} {kind}')
+
+
+def test_what_is_broken_is_a_bad_example_to_it_too():
+  data = encode(Image.fromarray(photograph(64, 64)), 'JPEG')
+  for broken in (data[: len(data) // 2], b'no image', b''):
+    with pytest.raises(BadExample):
+      run(transforms.decode_random_resized_crop(8), broken)
+  with pytest.raises(ValueError, match='no image of 2 channels'):
+    transforms.decode_random_resized_crop(8, channels=2)

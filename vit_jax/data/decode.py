@@ -1,6 +1,8 @@
 """Encoded images to uint8 arrays, by Pillow."""
 
+import contextlib
 import io
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -29,17 +31,66 @@ def decode_image(data: bytes, channels: int = 3, *, orient: bool = False) -> np.
   Raises:
     BadExample: the data are no complete image.
   """
-  try:
-    with Image.open(io.BytesIO(data)) as image:
-      image.load()
+  with _broken_is_bad(), Image.open(io.BytesIO(data)) as image:
+    image.load()
     if orient:
       image = ImageOps.exif_transpose(image)
     pixels = np.asarray(_to_8_bits(image, MODES[channels]))
-  except (
-    Exception
-  ) as e:  # Pillow raises OSError, SyntaxError, struct.error, IndexError, ... on broken files.
-    raise BadExample(f'{type(e).__name__}: {e}'.split(' <_io')[0]) from e
   return pixels[:, :, None] if channels == 1 else pixels
+
+
+def decode_box(
+  data: bytes,
+  channels: int,
+  draw: Callable[[int, int], tuple[int, int, int, int]],
+  size: tuple[int, int],
+) -> np.ndarray:
+  """Decodes a part of an image and resizes it, bilinear with antialiasing.
+
+  A JPEG is decoded at 1/2, 1/4 or 1/8 of its scale where that leaves the part at least as large as
+  `size`: a block's low frequencies alone are transformed, which is its average over 2 x 2, 4 x 4 or
+  8 x 8 pixels but for rounding.
+
+  Args:
+    data: the encoded file.
+    channels: 1, 3 or 4.
+    draw: from the image's height and width to the part, (top, left, height, width).
+    size: (height, width) of the result.
+
+  Returns:
+    [*size, channels] uint8.
+
+  Raises:
+    BadExample: the data are no complete image.
+  """
+  with _broken_is_bad():
+    image = Image.open(io.BytesIO(data))  # its header alone
+  width, height = image.size
+  top, left, h, w = draw(height, width)
+  scale = next((s for s in (8, 4, 2) if h >= s * size[0] and w >= s * size[1]), 1)
+  with _broken_is_bad(), image:
+    if scale > 1 and image.format == 'JPEG':
+      # Pillow takes the largest scale that leaves this size, and rounds up to whole pixels.
+      image.draft(None, (width // scale, height // scale))
+    image.load()
+    if image.width == width:
+      scale = 1  # no JPEG
+    box = np.array((left, top, left + w, top + h)) / scale
+    # Cut out first: no pixel beyond the part is looked at.
+    x, y, x_end, y_end = *np.floor(box[:2]).astype(int), *np.ceil(box[2:]).astype(int)
+    pixels = _to_8_bits(image.crop((x, y, x_end, y_end)), MODES[channels])
+    box -= (x, y, x, y)
+    resized = np.asarray(pixels.resize(size[::-1], Image.Resampling.BILINEAR, tuple(box)))
+  return resized.reshape(*size, channels)
+
+
+@contextlib.contextmanager
+def _broken_is_bad() -> Iterator[None]:
+  """Raises BadExample for whatever Pillow raises on a broken file."""
+  try:
+    yield
+  except Exception as e:  # OSError, SyntaxError, struct.error, IndexError, ...
+    raise BadExample(f'{type(e).__name__}: {e}'.split(' <_io')[0]) from e
 
 
 def _to_8_bits(image: Image.Image, mode: str) -> Image.Image:
