@@ -4,8 +4,14 @@ apt-get install dataset-fashion-mnist
 python -m vit_jax.main --config configs/vit_fashion_mnist.py --workdir /tmp/vit_fashion_mnist
 Other places: --config.data.source.directory=FOLDER of the four files as published, and the same for
 the evaluators' sources; `:tfds` reads what TFDS has prepared.
-Hardware: 2 CPU cores, 15 minutes; `:long` 30 minutes. Trains on 55,000 images; choices are made on
-the other 5,000. Not yet trained to its end, so no accuracy is claimed.
+Hardware: 2 CPU cores (AVX2 only), 14 minutes; `:long` 48 minutes. Trains on 55,000 images; choices
+are made on the other 5,000, and the test set is looked at once.
+Measured (seed 0, accuracy on the test set; 5-NN is the vote of the nearest training images in
+pixels):
+
+5-NN         0.854
+14 minutes   0.884
+:long        0.910
 """
 
 import ml_collections
@@ -18,7 +24,7 @@ def get_config(arg=''):
   long = arg == 'long'
   config = ml_collections.ConfigDict()
   config.seed = 0
-  config.total = dict(epochs=22 if long else 11)
+  config.total = dict(epochs=30 if long else 8)
   config.batch_size = 64
 
   def images(idx, tfds):
@@ -35,20 +41,21 @@ def get_config(arg=''):
     augment='flip' + (' | affine(scale=(0.9, 1.1), shift=0.08, fill=0.0, p=0.3)' if long else ''),
     mean=0.286, std=0.353,
     encoder=dict(
-      type='models.vit.ViT', patch_size=4, width=96, depth=4, num_heads=3, mlp_dim=192,
+      type='models.vit.ViT', patch_size=7, width=128, depth=6, num_heads=4, mlp_dim=256,
       pooling='mean', positions='learned', activation='gelu_tanh',
     ),
   )  # fmt: skip
   config.optimizer = dict(
-    name='adamw', learning_rate=2e-3, weight_decay=0.05, clip=1.0,
+    name='adamw', learning_rate=1e-3, weight_decay=0.05, clip=1.0,
     schedule='cosine', warmup=dict(epochs=0.5),
   )  # fmt: skip
+  every = dict(epochs=3 if long else 2)
   config.mesh = dict(data=-1, fsdp=1, tensor=1)
   classification = dict(type='evaluators.classification.Classification', host='decode(channels=1)')
   test = images('test', 'test')
   config.evals = dict(
     validation=dict(
-      **classification, source=images('train[55000:]', 'train[55000:]'), every=dict(epochs=1)
+      **classification, source=images('train[55000:]', 'train[55000:]'), every=every
     ),
     # Looked at once, at the end.
     test=dict(**classification, source=test),
@@ -59,6 +66,6 @@ def get_config(arg=''):
   )  # fmt: skip
   config.log = dict(every=dict(steps=100))
   config.checkpoint = dict(
-    every=dict(epochs=1), keep_last=2, keep_best=1, best='validation/accuracy', mode='max'
+    every=every, keep_last=2, keep_best=1, best='validation/accuracy', mode='max'
   )
   return config
