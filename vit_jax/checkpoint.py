@@ -187,16 +187,16 @@ class Checkpoints:
     )
     try:
       saved = self._manager.item_metadata(step)['state']
-      found = {} if saved is None else _named(saved.tree)
+      found = {} if saved is None else named(saved.tree)
     except Exception as e:
       raise ValueError(f'checkpoint {file} cannot be read ({_reason(e)}); {way_out}') from e
-    wanted = _named(like)
+    wanted = named(like)
     # Orbax casts and, for some shapes, pads silently: compare before restoring.
     for problem in _mismatches(found, wanted):
       raise ValueError(f'checkpoint {file} is not of this model: {problem}; {way_out}')
     try:
       args = ocp.args.Composite(state=ocp.args.StandardRestore(_nested(like)))
-      restored = _named(self._manager.restore(step, args=args).state)
+      restored = named(self._manager.restore(step, args=args).state)
     except Exception as e:
       raise ValueError(f'checkpoint {file} cannot be read ({_reason(e)}); {way_out}') from e
     return jax.tree.unflatten(jax.tree.structure(like), [restored[name] for name in wanted])
@@ -214,7 +214,7 @@ def _is_broken(file: epath.Path) -> bool:
   return False
 
 
-def _named(tree: Any) -> dict[str, Any]:
+def named(tree: Any) -> dict[str, Any]:
   """Leaves by name: 'params/encoder/cls'."""
   return {
     jax.tree_util.keystr(path, simple=True, separator='/'): leaf
@@ -224,7 +224,7 @@ def _named(tree: Any) -> dict[str, Any]:
 
 def _nested(state: Any) -> dict[str, Any]:
   # Plain dicts: a checkpoint can be read without the classes of this code or of optax.
-  return traverse_util.unflatten_dict(_named(state), sep='/')
+  return traverse_util.unflatten_dict(named(state), sep='/')
 
 
 def _mismatches(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

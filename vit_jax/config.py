@@ -23,6 +23,7 @@ FIELDS = {
   'accumulate': 'micro-batches that a batch is split into, one after another; 1 for none',
   'data': 'source, host transforms, workers',
   'objective': 'the method, with its encoder and heads',
+  'init_from': 'the run whose weights to start from',
   'optimizer': 'optimizer, schedule, and rules by parameter name',
   'ema': 'average of the parameters over the steps',
   'mesh': 'devices along data, fsdp and tensor',
@@ -32,16 +33,27 @@ FIELDS = {
   'checkpoint': 'how often to save, how many to keep, and by which metric the best',
   'profile': "steps='100:110' traces these",
 }
-OPTIONAL = ('accumulate', 'ema', 'mesh', 'evals', 'hooks', 'log', 'checkpoint', 'profile')
+OPTIONAL = (
+  'accumulate',
+  'init_from',
+  'ema',
+  'mesh',
+  'evals',
+  'hooks',
+  'log',
+  'checkpoint',
+  'profile',
+)
 
 # The groups whose fields the loop itself reads; all others are what they build.
 GROUPS = {
   'data': ('source', 'host', 'num_workers', 'max_bad_share'),
+  'init_from': ('workdir', 'step', 'rules'),
   'ema': ('decay', 'warmup'),
   'log': ('every',),
   'profile': ('steps',),
 }
-REQUIRED = {'data': ('source', 'host'), 'ema': ('decay',)}
+REQUIRED = {'data': ('source', 'host'), 'init_from': ('workdir',), 'ema': ('decay',)}
 
 # A run may go on with other values of these: they do not change what is trained.
 FREE = ('mesh', 'data.num_workers', 'data.max_bad_share', 'log', 'evals', 'checkpoint', 'profile')

@@ -12,7 +12,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from vit_jax import config as config_lib
-from vit_jax import microbatches, optim, sharding, units, workdirs
+from vit_jax import init_from, microbatches, optim, sharding, units, workdirs
 from vit_jax.average import SUFFIX, Average, AveragedEvaluator, build_average
 from vit_jax.build import build
 from vit_jax.checkpoint import Checkpoints
@@ -101,6 +101,29 @@ def prepare_state(made: Experiment) -> tuple[Callable[[], TrainState], TrainStat
     made.mesh,
     ema=made.average is not None,
   )
+
+
+def first_state(
+  made: Experiment, make: Callable[[], TrainState], like: TrainState, checkpoints: Checkpoints
+) -> tuple[TrainState, str]:
+  """The state that a run goes on from: its own last one, else another run's weights, else new.
+
+  Args:
+    made: the run.
+    make: makes a new state, and
+    like: is a tree like it, both of `prepare_state`.
+    checkpoints: of the run.
+
+  Returns:
+    The state, and a line that says which weights it starts from; empty where it says nothing.
+  """
+  if checkpoints.latest is not None:
+    return checkpoints.restore(like), ''
+  fields = made.config.get('init_from')
+  if not fields:
+    return make(), ''
+  state, text = init_from.init_from(make(), fields)
+  return state, f'\n{text}'
 
 
 def check_labels(source: Any, objective: Any) -> None:

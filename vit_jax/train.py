@@ -110,7 +110,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
   save_every = made.steps((config.get('checkpoint') or {}).get('every'), 'checkpoint.every')
   with jax.set_mesh(made.mesh), experiment.open_checkpoints(workdir, config) as checkpoints:
     make, like = experiment.prepare_state(made)
-    state = make() if checkpoints.latest is None else checkpoints.restore(like)
+    state, origin = experiment.first_state(made, make, like, checkpoints)
     start = int(state.step)
     window = (config.get('profile') or {}).get('steps')
     profile = Profile(window, workdir, start=start, total=made.total_steps)
@@ -131,7 +131,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         writer.message(f'This run is finished: {start} of {made.total_steps} steps are done.')
         loop.evaluate_late(state, start, workdirs.results(workdir))
       else:
-        writer.message(workdirs.opening(made, start))
+        writer.message(workdirs.opening(made, start) + origin)
         state, stopped_by = loop.run(state, start)
       seconds = 0.0 if start >= made.total_steps else time.monotonic() - begun
       workdirs.add_seconds(workdir, seconds)

@@ -59,7 +59,16 @@ class Spec:
   fits: Mapping[str, float]
 
 
+SUPERVISED = dict(type='objectives.supervised.Supervised', num_classes=K, encoder=ENCODER)
 SPECS = {
+  'distillation.Distillation': Spec(
+    fields=dict(student=SUPERVISED, teacher=SUPERVISED),
+    batch=images,
+    chance=0.0,  # Two heads of zeros agree.
+    random=dict(student=dict(SUPERVISED, augment='flip | color_distort(0.5)', mix='mixup(0.2)')),
+    outputs={'logits': (B, K), 'features': (B, D)},
+    fits={'agreement': 1.0},
+  ),
   'supervised.Supervised': Spec(
     fields=dict(num_classes=K, encoder=ENCODER),
     batch=images,
@@ -67,7 +76,7 @@ SPECS = {
     random=dict(augment='flip | color_distort(0.5)', encoder=dict(ENCODER, dropout=0.2)),
     outputs={'logits': (B, K), 'features': (B, D)},
     fits={'accuracy': 1.0},
-  )
+  ),
 }
 
 
@@ -110,7 +119,7 @@ def first(name: str) -> Any:
   """The variables as training starts with them."""
   batch = batch_of(name)
   init = jax.jit(lambda: nn.unbox(init_variables(make(name), batch, jax.random.PRNGKey(0))))
-  return init()
+  return jax.device_get(init())  # Of no mesh: tests on several share it.
 
 
 def moved(variables: Any) -> Any:

@@ -57,4 +57,24 @@ def sigmoid_cross_entropy(logits: Array, label: Array, *, smoothing: float = 0.0
   )
 
 
+def kl_divergence(logits: Array, teacher: Array, *, temperature: float = 1.0) -> Array:
+  """How far a student's softmax is from its teacher's: KL(teacher || student), times T^2.
+
+  Hinton et al. 2015, arXiv:1503.02531, Section 2: the factor keeps the size of the gradients. With
+  T = 1 it is Eq. 1 of arXiv:2106.05237.
+
+  Args:
+    logits: `[B, K]`, the student's.
+    teacher: `[B, K]`, the teacher's logits.
+    temperature: T, which both are divided by.
+
+  Returns:
+    `[B]` float32, in nats, at least 0.
+  """
+  student, teacher = (
+    jax.nn.log_softmax(x.astype(jnp.float32) / temperature) for x in (logits, teacher)
+  )
+  return temperature**2 * optax.losses.kl_divergence_with_log_targets(student, teacher)
+
+
 LOSSES = {'softmax': softmax_cross_entropy, 'sigmoid': sigmoid_cross_entropy}

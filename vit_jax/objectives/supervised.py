@@ -65,11 +65,8 @@ class Supervised(nn.Module):
       The mean loss, and `loss [B]` and `accuracy [B]` (whether the first answer is a label, where
       examples were mixed one of theirs).
     """
-    image = self._image(batch, train=train)
-    target = classification.targets(batch['label'], self.num_classes)  # [B, K]
-    if train and self.mix:
-      image, target = mix.compose(self.mix)(self.make_rng('augment'), image, target)
-    logits = self._logits(image, train=train)  # [B, K]
+    image, target = self.view(batch, train=train)
+    logits = self.classify(image, train=train)  # [B, K]
     loss = classification.LOSSES[self.loss](
       logits, target, smoothing=self.label_smoothing if train else 0.0
     )
@@ -77,18 +74,38 @@ class Supervised(nn.Module):
     accuracy = jnp.take_along_axis(target, best[:, None], axis=-1)[:, 0] > 0
     return jnp.mean(loss), {'loss': loss, 'accuracy': accuracy.astype(jnp.float32)}
 
+  def view(self, batch: Batch, *, train: bool) -> tuple[Array, Array]:
+    """What is looked at, and what should be seen.
+
+    Args:
+      batch: as of a call.
+      train: whether to augment and to mix.
+
+    Returns:
+      Images `[B, H, W, C]` float32 on the scale [0, 1], and targets `[B, K]` float32, unsmoothed.
+    """
+    image = self._image(batch, train=train)
+    target = classification.targets(batch['label'], self.num_classes)  # [B, K]
+    if train and self.mix:
+      image, target = mix.compose(self.mix)(self.make_rng('augment'), image, target)
+    return image, target
+
+  def classify(self, image: Array, *, train: bool) -> Array:
+    """Logits `[B, K]` float32 of `image [B, H, W, C]`, float on the scale [0, 1]."""
+    return self.head(self._encode(image, train=train).astype(jnp.float32))
+
   def logits(self, batch: Batch) -> Array:
     """Logits `[B, K]` of `image [B, H, W, C]`, float32, as in evaluation."""
-    return self._logits(self._image(batch, train=False), train=False)
+    return self.classify(self._image(batch, train=False), train=False)
 
   def features(self, batch: Batch) -> Array:
     """The encoder's pooled features `[B, D]` of `image [B, H, W, C]`, as in evaluation."""
-    return self.encoder(self._image(batch, train=False), train=False).pooled
+    return self._encode(self._image(batch, train=False), train=False)
 
   def _image(self, batch: Batch, *, train: bool) -> Array:
     augment = self.augment if train else self.eval_augment
     rng = self.make_rng('augment') if train and augment else None
-    return inputs.prepare(batch, augment, rng, mean=self.mean, std=self.std)
+    return inputs.view(batch, augment, rng)
 
-  def _logits(self, image: Array, *, train: bool) -> Array:
-    return self.head(self.encoder(image, train=train).pooled.astype(jnp.float32))
+  def _encode(self, image: Array, *, train: bool) -> Array:
+    return self.encoder(inputs.normalize(image, self.mean, self.std), train=train).pooled
