@@ -15,8 +15,8 @@ def keep_freed_memory() -> bool:
   """Has the C library keep freed memory for the next allocation, where JAX will compute on CPUs.
 
   XLA allocates a step's temporary arrays anew at each step. glibc maps large ones from the kernel
-  and gives them back, so that every page is made and cleared again: a quarter of the time of a
-  small ViT's step on 2 cores (`benchmarks/allocator.py`). To be called before JAX is imported: its
+  and gives them back, so that every page is made and cleared again: a fifth of the time of a small
+  ViT's step on 2 cores (`benchmarks/allocator.py`). To be called before JAX is imported: its
   threads would have arenas of their own by then.
 
   Returns:
