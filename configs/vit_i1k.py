@@ -6,7 +6,7 @@ The argument is a variant, and after a comma an augmentation other than the one 
 `configs/vit_i1k.py:B/16,medium2`. The paper also trains with dropout and stochastic depth of 0.1:
 --config.objective.encoder.dropout=0.1 --config.objective.encoder.drop_path=0.1, and with a decay of
 0.03. Hardware: a TPU v3-32 or more. Published: as heat maps (Figure 4), no table.
-Measured here: nothing at this scale; the step is compiled and its parts are tested.
+Measured here: nothing at this scale; the step is traced and its parts are tested.
 """
 
 import ml_collections

@@ -6,7 +6,7 @@ all images in one split `full`; another one: --config.data.source.name=..., and 
 The argument is a variant, and after a comma an augmentation other than the one below:
 `configs/vit_i21k.py:B/16,medium2`. Hardware: a TPU v3-128 or more; 300 epochs.
 Published: as heat maps (Figure 4), after fine-tuning; no table.
-Measured here: nothing at this scale; the step is compiled and its parts are tested.
+Measured here: nothing at this scale; the step is traced and its parts are tested.
 """
 
 import ml_collections

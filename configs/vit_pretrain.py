@@ -8,7 +8,7 @@ The fields are those of JFT-300M (Table 3). On ImageNet-21k the paper has a lear
 decay of 0.03, dropout of 0.1 and 30 or 90 epochs. Hardware: a TPU v3-256 or more.
 Published (Table 5, pre-trained on JFT-300M, then fine-tuned on ImageNet): B/32 80.73%, B/16 84.15%,
 L/32 84.37%, L/16 86.30% after 7 epochs and 87.12% after 14, H/14 88.08%.
-Measured here: nothing at this scale; the step is compiled and its parts are tested.
+Measured here: nothing at this scale; the step is traced and its parts are tested.
 """
 
 import ml_collections

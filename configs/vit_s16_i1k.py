@@ -5,7 +5,7 @@ python -m vit_jax.main --config configs/vit_s16_i1k.py --workdir /tmp/vit_s16_i1
 Longer: --config.total.epochs=300, or 150.
 Published (Table 1, top-1 on the validation set): 76.5% after 90 epochs, 78.5% after 150, 80.0%
 after 300; 90 epochs take under 7 hours on a TPU v3-8.
-Measured here: nothing at this scale; the step is compiled and its parts are tested.
+Measured here: nothing at this scale; the step is traced and its parts are tested.
 """
 
 import ml_collections

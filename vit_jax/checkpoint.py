@@ -13,6 +13,7 @@ from etils import epath
 from flax import traverse_util
 from orbax.checkpoint import checkpoint_managers as policies
 
+from vit_jax import rules
 from vit_jax.choices import check_choice
 from vit_jax.state import TrainState
 
@@ -216,10 +217,7 @@ def _is_broken(file: epath.Path) -> bool:
 
 def named(tree: Any) -> dict[str, Any]:
   """Leaves by name: 'params/encoder/cls'."""
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-    for path, leaf in jax.tree.leaves_with_path(tree)
-  }
+  return {rules.name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def _nested(state: Any) -> dict[str, Any]:

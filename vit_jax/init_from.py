@@ -39,9 +39,10 @@ def init_from(state: TrainState, fields: Mapping[str, Any]) -> tuple[TrainState,
   """
   workdir, step = Path(fields['workdir']), fields.get('step') or 'last'
   rules = _compile(fields.get('rules') or RULES)
-  if read_json(workdir / 'config.json') is None:
+  config = read_json(workdir / 'config.json')
+  if config is None:
     raise FileNotFoundError(f"{workdir} is no run's folder: it has no config.json")
-  best = (read_json(workdir / 'config.json').get('checkpoint') or {}).get('best')
+  best = (config.get('checkpoint') or {}).get('best')
   with Checkpoints(workdir, best=best) as checkpoints:
     number = checkpoints.find(step)
     if number not in checkpoints.steps:

@@ -61,7 +61,7 @@ def decode_random_resized_crop(
   max_aspect: float = 4 / 3,
   channels: int = 3,
 ) -> Transform:
-  """`decode(channels) | random_resized_crop(...)` in one, faster: the same part of each image.
+  """`decode(channels) | random_resized_crop(...)` in one: the same part of each image.
 
   Large JPEGs are decoded at reduced scale where the part allows it, so that pixels differ by
   rounding and by the filter; see `decode.decode_box`. Arrays are cropped as they are.
