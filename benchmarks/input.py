@@ -1,0 +1,191 @@
+"""Decode, random resized crop to 224 and flip of JPEGs on one core: ours beside the peers'.
+
+pip install -e '.[test]' torchvision tensorflow-cpu
+python benchmarks/input.py FOLDER [--sides 375 1000 0] [--repeats 7]
+
+FOLDER holds photographs, searched with its sub-folders; Debian's package mate-backgrounds has some
+(/usr/share/backgrounds/mate/nature). Each side is a set of its own: the photographs with that
+shorter side, written anew at quality 92; 0 takes them as they are. Each contender is a process of
+one thread on one core, and they take turns; a cell is the median of passes over the set. All draw
+crops from one distribution (5 to 100 % of the area, aspect 3/4 to 4/3), each with its own seed.
+"""
+
+import argparse
+import io
+import os
+import statistics
+import sys
+from pathlib import Path
+
+import contenders
+
+from vit_jax import tables
+
+SIZE, AREA, ASPECT = 224, (0.05, 1.0), (3 / 4, 4 / 3)
+ENDINGS = ('.jpg', '.jpeg')
+PASS = 128  # images in a pass
+QUALITY = 92
+
+
+def read(folder, side):
+  """The photographs as bytes, the shorter side `side` pixels long; 0 for as they are."""
+  from PIL import Image
+
+  files = [p for p in sorted(Path(folder).rglob('*')) if p.suffix.lower() in ENDINGS]
+  if not files:
+    raise SystemExit(f'no file in {folder} ends in {" or ".join(ENDINGS)}')
+  if not side:
+    return [p.read_bytes() for p in files]
+  written = []
+  for path in files:
+    image = Image.open(path).convert('RGB')
+    scale = side / min(image.size)
+    if scale < 1:
+      size = tuple(round(scale * n) for n in image.size)
+      image = image.resize(size, Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    image.save(stream, 'JPEG', quality=QUALITY)
+    written.append(stream.getvalue())
+  return written
+
+
+def ours(text):
+  """A function from bytes to pixels: the host transforms of a config."""
+  import numpy as np
+
+  from vit_jax import compose
+  from vit_jax.data import transforms
+
+  steps, rng = compose.build(text, transforms), np.random.default_rng(0)
+
+  def work(data):
+    example = {'image': data}
+    for step in steps:
+      example = step(example, rng)
+    return np.ascontiguousarray(example['image'])
+
+  return work
+
+
+def torchvision():
+  """The decoder of torchvision and its transforms on tensors."""
+  import torch
+  from torchvision.io import ImageReadMode, decode_jpeg
+  from torchvision.transforms import v2
+
+  torch.set_num_threads(1)
+  crop = v2.RandomResizedCrop(SIZE, scale=AREA, ratio=ASPECT, antialias=True)
+  flip = v2.RandomHorizontalFlip()
+
+  def work(data):
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return flip(crop(decode_jpeg(encoded, mode=ImageReadMode.RGB)))
+
+  return work
+
+
+def torchvision_pillow():
+  """What torchvision's `ImageFolder` does: Pillow decodes, crops and resizes."""
+  import torch
+  from PIL import Image
+  from torchvision.transforms import v2
+
+  torch.set_num_threads(1)
+  crop = v2.RandomResizedCrop(SIZE, scale=AREA, ratio=ASPECT)
+  flip, to_tensor = v2.RandomHorizontalFlip(), v2.PILToTensor()
+
+  def work(data):
+    return to_tensor(flip(crop(Image.open(io.BytesIO(data)).convert('RGB'))))
+
+  return work
+
+
+def tf_data(images):
+  """One pass over `images` as a tf.data pipeline, which decodes the crop alone."""
+  import tensorflow as tf
+
+  tf.config.threading.set_intra_op_parallelism_threads(1)
+  tf.config.threading.set_inter_op_parallelism_threads(1)
+
+  def one(data):
+    begin, size, _ = tf.image.sample_distorted_bounding_box(
+      tf.image.extract_jpeg_shape(data),
+      tf.zeros([0, 0, 4]),
+      min_object_covered=0,
+      aspect_ratio_range=ASPECT,
+      area_range=AREA,
+      max_attempts=10,
+      use_image_if_no_bounding_boxes=True,
+    )
+    box = tf.stack([begin[0], begin[1], size[0], size[1]])
+    image = tf.io.decode_and_crop_jpeg(data, box, channels=3)
+    image = tf.image.resize(image, (SIZE, SIZE))
+    return tf.image.random_flip_left_right(tf.cast(image, tf.uint8))
+
+  dataset = tf.data.Dataset.from_tensor_slices(images).map(one, num_parallel_calls=1)
+  options = tf.data.Options()
+  options.threading.private_threadpool_size = 1
+  options.threading.max_intra_op_parallelism = 1
+  dataset = dataset.with_options(options)
+
+  def work():
+    for image in dataset.as_numpy_iterator():
+      assert image.shape == (SIZE, SIZE, 3)
+
+  return work
+
+
+CROP = f'{SIZE}, {AREA[0]}, {AREA[1]}'
+# By name: what makes a function of one image's bytes.
+BY_IMAGE = {
+  'ours': lambda: ours(f'decode_random_resized_crop({CROP}) | flip'),
+  'ours, in two steps': lambda: ours(f'decode | random_resized_crop({CROP}) | flip'),
+  'torchvision': torchvision,
+  'torchvision, Pillow': torchvision_pillow,
+}
+CONTENDERS = (*BY_IMAGE, 'tf.data')
+
+
+def child(name, folder, side):
+  os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+  images = read(folder, int(side))
+  images = [images[i % len(images)] for i in range(PASS)]
+  if name == 'tf.data':
+    contenders.serve(tf_data(images))
+    return
+  work = BY_IMAGE[name]()
+
+  def once():
+    for data in images:
+      work(data)
+
+  contenders.serve(once)
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('folder')
+  parser.add_argument('--sides', nargs='+', type=int, default=[375, 1000, 0])
+  parser.add_argument('--contenders', nargs='+', choices=CONTENDERS, default=list(CONTENDERS))
+  parser.add_argument('--repeats', type=int, default=5)
+  options = parser.parse_args()
+  rows = []
+  for side in options.sides:
+    times = contenders.race(
+      __file__,
+      {name: [name, options.folder, str(side)] for name in options.contenders},
+      threads=1,
+      repeats=options.repeats,
+      warm_up=1,
+    )
+    speeds = {name: PASS / statistics.median(values) for name, values in times.items()}
+    peers = [speed for name, speed in speeds.items() if not name.startswith('ours')]
+    ratio = f'{speeds["ours"] / max(peers):.2f}' if peers and 'ours' in speeds else None
+    label = f'{side} pixels' if side else 'as they are'
+    rows.append((label, *(f'{speed:.0f}' for speed in speeds.values()), ratio))
+    print(' '.join(map(str, rows[-1])), flush=True)
+  print(tables.table(rows, ('images/s a core', *options.contenders, 'times the best peer')))
+
+
+if __name__ == '__main__':
+  child(*sys.argv[2:]) if sys.argv[1:2] == ['--child'] else main()

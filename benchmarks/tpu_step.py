@@ -1,0 +1,70 @@
+"""XLA's estimate of a training step on TPUs that are not there.
+
+pip install -e . libtpu==0.0.42
+python benchmarks/tpu_step.py [--models S/16 B/16] [--images 128] [NAME=VALUE ...]
+
+Compiles a step of AdamW (first moment in bfloat16, clipping at 1) for a ViT with sin-cos positions
+and mean pooling in bfloat16, and prints the sum of the cycles that XLA estimates (not of custom
+kernels, and a loop's body once: this program has neither), and the memory of its temporaries.
+NAME=VALUE sets fields of the encoder, as in `depth=2`. It takes minutes.
+"""
+
+import argparse
+import ast
+import os
+import re
+import time
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+
+import jax
+import steps
+from jax.experimental import topologies
+
+from vit_jax import sharding, tables
+
+
+def compile_step(encoder, mesh, images):
+  """The compiled step on `images` a chip."""
+  with jax.set_mesh(mesh):
+    step, _, state, batch = steps.supervised_step(encoder, images * mesh.size, mesh)
+    return step.lower(state, batch).compile()
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('fields', nargs='*', metavar='NAME=VALUE')
+  parser.add_argument('--models', nargs='+', default=['S/16', 'B/16'])
+  parser.add_argument('--topology', default='v5e:2x4')
+  parser.add_argument('--images', type=int, default=128)
+  parser.add_argument('--dump', help='write the compiled text to this file')
+  options = parser.parse_args()
+  fields = {
+    name: ast.literal_eval(value) for name, value in (f.split('=', 1) for f in options.fields)
+  }
+  topology = topologies.get_topology_desc(platform='tpu', topology_name=options.topology)
+  mesh = sharding.make_mesh(dict(data=-1), topology.devices)
+  rows = []
+  for model in options.models:
+    encoder = dict(
+      variant=model, pooling='mean', positions='sincos2d', dtype='bfloat16', activation='gelu_tanh'
+    )
+    begun = time.perf_counter()
+    compiled = compile_step({**encoder, **fields}, mesh, options.images)
+    seconds = time.perf_counter() - begun
+    text = compiled.as_text()
+    if options.dump:
+      with open(options.dump, 'w') as file:
+        file.write(text)
+    cycles = sum(map(int, re.findall(r'"estimated_cycles":"?(\d+)', text)))
+    memory = compiled.memory_analysis().temp_size_in_bytes
+    kernels = text.count('custom_call_target="tpu_custom_call"')
+    rows.append((model, f'{cycles / 1e6:.1f}', f'{memory / 1e9:.2f}', kernels, f'{seconds:.0f}'))
+    print(' '.join(map(str, rows[-1])), flush=True)
+  header = ('', 'cycles, millions', 'temporaries, GB', 'custom kernels', 'compiled in s')
+  print(tables.table(rows, header))
+
+
+if __name__ == '__main__':
+  main()
