@@ -19,13 +19,19 @@ AUGMENT = (
   'affine(scale=(0.75, 1.15), aspect=1.15, rotate=10, shear=0.05, shift=0.08, flip=0.5)'
   '| color_distort(0.3, p=0.5, gray=0.15) | outline(0.1) | sketch(0.1) | background(p=0.1)'
 )
+# Longer training bears more.
+AUGMENT_LONG = (
+  'affine(scale=(0.7, 1.15), aspect=1.2, rotate=12, shear=0.08, shift=0.08, flip=0.5)'
+  '| color_distort(0.4, p=0.6, gray=0.2) | outline(0.2) | sketch(0.15) | stencil(0.05)'
+  '| background(p=0.1)'
+)
 
 
 def get_config(arg=''):
   long = arg == 'long'
   config = ml_collections.ConfigDict()
   config.seed = 0
-  config.total = dict(epochs=280 if long else 45)
+  config.total = dict(epochs=350 if long else 55)
   config.batch_size = 64
   emoji = dict(type='data.emoji.Emoji', label='category', alpha=True)
   config.data = dict(
@@ -36,11 +42,11 @@ def get_config(arg=''):
   )
   config.objective = dict(
     type='objectives.supervised.Supervised', num_classes=8, label_smoothing=0.1,
-    augment=AUGMENT,
+    augment=AUGMENT_LONG if long else AUGMENT,
     eval_augment='background(p=0)',
     encoder=dict(
-      type='models.vit.ViT', patch_size=8, width=128, depth=6, num_heads=4, mlp_dim=256,
-      pooling='mean', positions='sincos2d', activation='gelu_tanh',
+      type='models.vit.ViT', patch_size=8, conv_stem=(32, 64), width=128, depth=6,
+      num_heads=4, mlp_dim=256, pooling='mean', positions='sincos2d', activation='gelu_tanh',
     ),
   )  # fmt: skip
   config.optimizer = dict(
@@ -55,7 +61,7 @@ def get_config(arg=''):
   config.evals = dict(
     validation=dict(
       type='evaluators.classification.Classification', sources=validation, host=host,
-      every=dict(epochs=40 if long else 15),
+      every=dict(epochs=50 if long else 15),
     ),
     # Looked at once, at the end.
     test=dict(type='evaluators.classification.Classification', sources=test, host=host),
@@ -69,7 +75,7 @@ def get_config(arg=''):
   )  # fmt: skip
   config.log = dict(every=dict(steps=20))
   config.checkpoint = dict(
-    every=dict(epochs=40 if long else 15),
+    every=dict(epochs=50 if long else 15),
     keep_last=2,
     keep_best=1,
     best='validation/google/accuracy',

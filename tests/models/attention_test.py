@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.models.attention import Attention
+from vit_jax.models.attention import Attention, attend
 
 WIDTH, HEADS = 32, 4
 
@@ -60,6 +60,72 @@ def test_the_softmax_is_float32_inside_bfloat16(x, params):
   assert out.dtype == jnp.bfloat16
   assert weights.dtype == jnp.float32
   np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-6)  # bfloat16 is 4e-3 off.
+
+
+def written_out(q, k, v):
+  """Eq. 1, arXiv:1706.03762, of scaled queries, differentiated by JAX."""
+  weights = jax.nn.softmax(jnp.einsum('blhk,bmhk->bhlm', q, k))
+  return jnp.einsum('bhlm,bmhk->blhk', weights, v)
+
+
+def triple(scale=1.0, dtype=np.float32):
+  rng = np.random.default_rng(0)
+  shapes = ((2, 5, 3, 8), (2, 7, 3, 8), (2, 7, 3, 6))
+  q, k, v = (rng.normal(size=shape).astype(dtype) for shape in shapes)
+  return scale * q, k, v
+
+
+def gradients(function, arrays):
+  """Value and gradients of a scalar with another weight for each output."""
+  factor = np.random.default_rng(1).normal(size=(2, 5, 3, 6)).astype(np.float32)
+  loss = lambda *arrays: (factor * function(*arrays)).sum()  # noqa: E731
+  return jax.value_and_grad(loss, (0, 1, 2))(*arrays)
+
+
+def test_attend_equals_numpy_in_double_precision():
+  q, k, v = (x.astype(np.float64) for x in triple())
+  logits = np.einsum('blhk,bmhk->bhlm', q, k)
+  weights = np.exp(logits - logits.max(-1, keepdims=True))
+  expected = np.einsum('bhlm,bmhk->blhk', weights / weights.sum(-1, keepdims=True), v)
+  np.testing.assert_allclose(attend(*triple()), expected, rtol=1e-4, atol=1e-5)
+
+
+# At 1e4 the exponentials of logits overflow.
+@pytest.mark.parametrize('scale', [1.0, 1e4])
+def test_attend_equals_the_softmax_written_out_in_value_and_gradient(scale):
+  results = []
+  for function in (attend, written_out):
+    value, (d_q, d_k, d_v) = gradients(function, triple(scale))
+    results.append((value, d_q, d_k / scale, d_v))  # d_k is a sum of queries.
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), *results)
+
+
+def test_attend_in_bfloat16_is_as_close_as_the_softmax_written_out():
+  arrays = triple(2.0)
+  half = [jnp.asarray(x, jnp.bfloat16) for x in arrays]
+  exact = gradients(written_out, [x.astype(jnp.float32) for x in half])[1]
+
+  def error(function):
+    made = gradients(function, half)[1]
+    assert all(x.dtype == jnp.bfloat16 for x in made)
+    return [
+      float(jnp.linalg.norm(a.astype(jnp.float32) - b)) for a, b in zip(made, exact, strict=True)
+    ]
+
+  ours, others = error(attend), error(written_out)
+  assert all(a < b for a, b in zip(ours, others, strict=True)), (ours, others)
+
+
+def test_attend_can_be_differentiated_twice_and_mapped():
+  q, k, v = triple()
+
+  def second(function):
+    first = lambda q: (jax.grad(lambda q: (function(q, k, v) ** 2).sum())(q) ** 2).sum()  # noqa: E731
+    return jax.grad(first)(q)
+
+  np.testing.assert_allclose(second(attend), second(written_out), rtol=1e-3, atol=1e-4)
+  mapped = jax.vmap(lambda q: attend(q, k, v))(jnp.stack([q, 2 * q]))
+  np.testing.assert_allclose(mapped[1], attend(2 * q, k, v), atol=1e-6)
 
 
 def test_user_errors_list_the_choices(x):

@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from vit_jax.arrays import Array
 from vit_jax.choices import check_choice
@@ -37,7 +38,7 @@ class Attention(nn.Module):
 
   Attributes:
     num_heads: heads; divides the width.
-    implementation: `einsum` writes the softmax out, in float32, and sows the weights; `xla` and
+    implementation: `einsum` is `attend`, and sows the weights where they are asked for; `xla` and
       `cudnn` are `jax.nn.dot_product_attention`'s, of which `cudnn` needs a GPU and `bfloat16` or
       `float16`. `auto` is `einsum`.
     qk_norm: whether each head's queries and keys go through a LayerNorm, which keeps the logits of
@@ -110,7 +111,67 @@ class Attention(nn.Module):
 
   def _einsum(self, q: Array, k: Array, v: Array) -> Array:
     q = q * q.shape[-1] ** -0.5  # Eq. 1, arXiv:1706.03762; fewer numbers to scale than the logits.
-    logits = jnp.einsum('blhk,bmhk->bhlm', q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(logits, axis=-1)
-    self.sow('intermediates', 'attention_weights', weights)
-    return jnp.einsum('bhlm,bmhk->blhk', weights.astype(v.dtype), v)
+    if self.is_mutable_collection('intermediates'):
+      self.sow('intermediates', 'attention_weights', jax.nn.softmax(_logits(q, k)))
+    return attend(q, k, v)
+
+
+@jax.custom_vjp
+def attend(q: Array, k: Array, v: Array) -> Array:
+  """Means of the values, weighted by the softmax of the queries' products with the keys.
+
+  Sums, exponentials and the softmax are in float32, but of the `[L, M]` matrices nothing is kept or
+  moved in it that can be in the values' dtype: the weights are left unnormalised, at most 1, and
+  rounded; their sum divides the output instead. The gradient is that of arXiv:2205.14135, Appendix
+  B.4, whose sum over keys runs over the output's features. No forward-mode differentiation.
+
+  Args:
+    q: `[B, L, H, Dh]`, already scaled.
+    k: `[B, M, H, Dh]`.
+    v: `[B, M, H, Dv]`.
+
+  Returns:
+    `[B, L, H, Dv]`, in the values' dtype.
+  """
+  return _attend(q, k, v)[0]
+
+
+def _dot(equation: str, a: Array, b: Array) -> Array:
+  return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+
+
+def _logits(q: Array, k: Array) -> Array:
+  return _dot('blhk,bmhk->bhlm', q, k)
+
+
+def _row_major(x: Array) -> Array:
+  """Keys along a TPU's lanes: left to itself, XLA copies matrices of logits to other layouts."""
+  layout = Layout(tuple(range(x.ndim)))
+  return jax.lax.platform_dependent(
+    x, tpu=lambda x: with_layout_constraint(x, layout), default=lambda x: x
+  )
+
+
+def _attend(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
+  logits = _row_major(_logits(q, k))
+  weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+  weights = _row_major(weights.astype(v.dtype))  # [B, H, L, M]
+  total = weights.astype(jnp.float32).sum(-1).swapaxes(1, 2)[..., None]  # [B, L, H, 1]
+  out = (_dot('bhlm,bmhk->blhk', weights, v) / total).astype(v.dtype)
+  return out, (q, k, v, weights, total, out)
+
+
+def _attend_gradient(kept: tuple[Array, ...], g: Array) -> tuple[Array, Array, Array]:
+  q, k, v, weights, total, out = kept
+  g = g.astype(jnp.float32) / total
+  mean = (g * out.astype(jnp.float32)).sum(-1).swapaxes(1, 2)[..., None]  # [B, H, L, 1]
+  g = g.astype(v.dtype)
+  d_logits = weights.astype(jnp.float32) * (_dot('blhk,bmhk->bhlm', g, v) - mean)
+  d_logits = _row_major(d_logits.astype(v.dtype))
+  d_q = _dot('bhlm,bmhk->blhk', d_logits, k)
+  d_k = _dot('bhlm,blhk->bmhk', d_logits, q)
+  d_v = _dot('bhlm,blhk->bmhk', weights, g)
+  return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype)
+
+
+attend.defvjp(_attend, _attend_gradient)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from vit_jax.arrays import Array
 from vit_jax.choices import check_choice
 from vit_jax.models.attention import IMPLEMENTATIONS, layer_norm
+from vit_jax.models.conv_stem import ConvStem
 from vit_jax.models.features import Features
 from vit_jax.models.hybrid import STEMS, ResNetStem
 from vit_jax.models.pooling import MapHead
@@ -53,12 +54,14 @@ class ViT(nn.Module):
   Attributes:
     variant: a published size and a patch, `B/16`, for a hybrid with its ResNet, `R50+B/16`; a size
       alone where `patch_size` is given; or nothing.
-    patch_size: a side in pixels of the image, or `(height, width)`; of a hybrid, a multiple of its
-      ResNet's stride. None here and in the next four fields: the variant's.
+    patch_size: a side in pixels of the image, or `(height, width)`; over a stem, a multiple of its
+      stride. None here and in the next four fields: the variant's.
     width: features of a token.
     depth: blocks.
     mlp_dim: hidden features of the MLPs.
     num_heads: attention heads; divides the width.
+    conv_stem: channels of the 3x3 convolutions of stride 2 before the patches are cut, of which a
+      patch sees a larger surrounding; () for none. arXiv:2106.14881.
     pooling: `token`, a class token; `mean` over the tokens; or `map`, attention by a learned query.
       Only `token` has a class token.
     positions: `learned`, one vector a token, the class token's included, so that the grid is fixed
@@ -93,6 +96,7 @@ class ViT(nn.Module):
   depth: int | None = None
   mlp_dim: int | None = None
   num_heads: int | None = None
+  conv_stem: Sequence[int] = ()
   pooling: str = 'token'
   positions: str = 'learned'
   registers: int = 0
@@ -126,11 +130,11 @@ class ViT(nn.Module):
       raise ValueError(f'registers must be 0 or more, got {self.registers}')
     if min(self.patch) < 1:
       raise ValueError(f'patch_size must be at least 1, got {self.patch_size}')
-    stem = self.resnet
+    stem = self.stem
     if stem and any(p % stem.stride for p in self.patch):
       raise ValueError(
         f'patch_size {self.patch[0]} is not a multiple of {stem.stride}, the stride of the '
-        f'ResNet of {self.variant!r}'
+        + (f'ResNet of {self.variant!r}' if isinstance(stem, ResNetStem) else 'conv_stem')
       )
     if size.width % size.num_heads:
       raise ValueError(f'width {size.width} is not divisible by num_heads {size.num_heads}')
@@ -166,13 +170,18 @@ class ViT(nn.Module):
     return (patch, patch) if isinstance(patch, int) else tuple(patch)
 
   @property
-  def resnet(self) -> ResNetStem | None:
-    """The ResNet of a hybrid, unbound; None of a plain ViT."""
+  def stem(self) -> ResNetStem | ConvStem | None:
+    """What the image goes through before it is cut into patches, unbound; None for nothing."""
+    dtype = jnp.dtype(self.dtype)
     name, plus, _ = self.variant.partition('/')[0].rpartition('+')
-    if not plus:
-      return None
-    blocks = STEMS[check_choice('ResNet', name, STEMS)]
-    return ResNetStem(blocks, dtype=jnp.dtype(self.dtype), parent=None)
+    if plus and self.conv_stem:
+      raise ValueError(f'{self.variant!r} has a ResNet in the place of a conv_stem')
+    if plus:
+      blocks = STEMS[check_choice('ResNet', name, STEMS)]
+      return ResNetStem(blocks, dtype=dtype, parent=None, name='resnet')
+    if self.conv_stem:
+      return ConvStem(tuple(self.conv_stem), self.ln_eps, dtype, parent=None, name='conv_stem')
+    return None
 
   @nn.compact
   def __call__(
@@ -239,7 +248,7 @@ class ViT(nn.Module):
   def _embed(self, image: Array) -> Array:
     """`[B, H, W, C]` to `[B, h, w, D]`: a convolution whose stride is its kernel, as one matmul.
 
-    Of a hybrid, that of its ResNet's feature map.
+    Over a stem, that of its feature map.
     """
     if image.ndim != 4:
       raise ValueError(f'ViT takes images [B, H, W, C], not {image.shape}')
@@ -249,9 +258,9 @@ class ViT(nn.Module):
     p, q = self.patch
     if image.shape[1] % p or image.shape[2] % q:
       raise ValueError(f'image {image.shape[1]}x{image.shape[2]} is not divisible by patch {p}x{q}')
-    stem = self.resnet
+    stem = self.stem
     if stem:
-      image = stem.clone(parent=self, name='resnet')(image.astype(dtype))
+      image = stem.clone(parent=self)(image.astype(dtype))
       p, q = p // stem.stride, q // stem.stride
     batch, height, width, channels = image.shape
     patches = image.astype(dtype).reshape(batch, height // p, p, width // q, q, channels)
