@@ -24,7 +24,7 @@ def get_config(arg=''):
   long = arg == 'long'
   config = ml_collections.ConfigDict()
   config.seed = 0
-  config.total = dict(epochs=30 if long else 8)
+  config.total = dict(epochs=55 if long else 22)
   config.batch_size = 64
 
   def images(idx, tfds):
@@ -41,7 +41,7 @@ def get_config(arg=''):
   )
   config.objective = dict(
     type='objectives.supervised.Supervised', num_classes=10, label_smoothing=0.1,
-    augment='flip' + (' | random_erasing(p=0.3)' if long else ''),
+    augment='flip' + (' | erase(p=0.5, area=(0.02, 0.4))' if long else ''),
     mean=0.286, std=0.353,
     encoder=dict(
       type='models.vit.ViT', patch_size=8, conv_stem=(32, 64), width=128, depth=6,
@@ -52,7 +52,7 @@ def get_config(arg=''):
     name='adamw', learning_rate=1e-3, weight_decay=0.05, clip=1.0,
     schedule='cosine', warmup=dict(epochs=0.5),
   )  # fmt: skip
-  every = dict(epochs=3 if long else 2)
+  every = dict(epochs=5 if long else 2)
   config.mesh = dict(data=-1, fsdp=1, tensor=1)
   classification = dict(
     type='evaluators.classification.Classification', host='decode(channels=1) | pad_crop(32, 2)'

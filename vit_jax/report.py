@@ -35,7 +35,7 @@ TITLES = {
   'data_wait': 'Share of time spent waiting for data',
 }
 CAPTIONS = {  # By the last word of a picture's name.
-  'filters': 'What the patch embedding looks for.',
+  'filters': 'What the layer that sees the pixels looks for.',
   'distances': 'How far each attention head looks, by depth.',
   'positions': "How similar each patch's position embedding is to those of all others (cosine).",
   'rollout': (

@@ -15,6 +15,7 @@ from vit_jax.data.emoji import Emoji
 from vit_jax.data.substitute import BadExample
 from vit_jax.evaluators import attention
 from vit_jax.evaluators.attention import Attention
+from vit_jax.plots import filters
 
 
 class Pictures(dict):
@@ -192,6 +193,17 @@ def test_pictures_of_the_last_run(positions):
   assert (before['filters'] != writer['filters']).any()
   fixed = np.array_equal(before['positions'], writer['positions'])
   assert fixed == (positions == 'sincos2d')
+
+
+def test_filters_are_those_of_the_layer_that_sees_pixels():
+  objective = make_objective(conv_stem=(4, 6))
+  writer, state = Pictures(), make_state(objective)
+  Attention(objective, mesh_of(1), writer=writer, source=source_of(), count=8).run(
+    state, final=True
+  )
+  kernel = state.params['encoder']['conv_stem']['conv_0']['kernel']
+  assert kernel.shape == (3, 3, 3, 4)
+  np.testing.assert_array_equal(writer['filters'], filters.filters(kernel))
 
 
 def test_blocks_in_their_order():

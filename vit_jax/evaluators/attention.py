@@ -193,8 +193,9 @@ class Attention:
     write('distances', plots.distances(seen.distance * np.mean(encoder.patch)))
 
     parameters = state.params.get('encoder', {})
-    if 'embedding' in parameters:
-      write('filters', filters.filters(apply.fetch(parameters['embedding']['kernel'], self.mesh)))
+    kernel = _first_kernel(parameters)
+    if kernel is not None:
+      write('filters', filters.filters(apply.fetch(kernel, self.mesh)))
     h, w = seen.shown[0].rollout.shape
     if 'pos_embedding' in parameters:
       embedding = apply.fetch(parameters['pos_embedding'], self.mesh)[0, -h * w :]
@@ -278,3 +279,11 @@ def _no_vit(objective: nn.Module) -> str:
     'Evaluator attention needs an encoder whose blocks attend over all patches, such as '
     f'models.vit.ViT; {type(objective).__name__} {has}'
   )
+
+
+def _first_kernel(parameters: Any) -> Any:
+  """The kernel of a ViT that sees pixels, `[P, P, C, D]`: its stem's, or the patch embedding."""
+  for stem, layer in (('conv_stem', 'conv_0'), ('resnet', 'conv_root')):
+    if stem in parameters:
+      return parameters[stem][layer]['kernel']
+  return parameters.get('embedding', {}).get('kernel')

@@ -144,19 +144,49 @@ def _logits(q: Array, k: Array) -> Array:
   return _dot('blhk,bmhk->bhlm', q, k)
 
 
-def _row_major(x: Array) -> Array:
-  """Keys along a TPU's lanes: left to itself, XLA copies matrices of logits to other layouts."""
-  layout = Layout(tuple(range(x.ndim)))
+def _laid_out(x: Array, order: tuple[int, ...]) -> Array:
+  """The identity; on TPUs with the axes in memory in `order`, the last along the lanes.
+
+  Left to itself, XLA copies matrices of weights from one layout to another.
+  """
   return jax.lax.platform_dependent(
-    x, tpu=lambda x: with_layout_constraint(x, layout), default=lambda x: x
+    x, tpu=lambda x: with_layout_constraint(x, Layout(order)), default=lambda x: x
+  )
+
+
+def _tokens_last(x: Array) -> Array:
+  """`[B, L, H, K]`, in memory as `[B, H, K, L]`."""
+  return _laid_out(x, (0, 2, 3, 1))
+
+
+def _keys_last(x: Array) -> Array:
+  """`[B, H, L, M]`, in memory so."""
+  return _laid_out(x, (0, 1, 2, 3))
+
+
+def _largest(q: Array, k: Array, logits: Array) -> Array:
+  """The largest logit of each row, `[B, H, L, 1]`.
+
+  On TPUs from a product of its own, into which XLA fuses the maximum, as it then fuses the
+  exponential into the other one: twice the product takes less time than to move the logits.
+  """
+  return jax.lax.platform_dependent(
+    q,
+    k,
+    logits,
+    tpu=lambda q, k, _: _keys_last(_logits(*jax.lax.optimization_barrier((q, k)))).max(
+      -1, keepdims=True
+    ),
+    default=lambda q, k, logits: logits.max(-1, keepdims=True),
   )
 
 
 def _attend(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
-  logits = _row_major(_logits(q, k))
-  weights = jnp.exp(logits - logits.max(-1, keepdims=True))
-  weights = _row_major(weights.astype(v.dtype))  # [B, H, L, M]
-  total = weights.astype(jnp.float32).sum(-1).swapaxes(1, 2)[..., None]  # [B, L, H, 1]
+  q, k, v = map(_tokens_last, (q, k, v))
+  logits = _keys_last(_logits(q, k))
+  weights = jnp.exp(logits - _largest(q, k, logits))  # [B, H, L, M]
+  total = weights.sum(-1).swapaxes(1, 2)[..., None]  # [B, L, H, 1]
+  weights = _keys_last(weights.astype(v.dtype))
   out = (_dot('bhlm,bmhk->blhk', weights, v) / total).astype(v.dtype)
   return out, (q, k, v, weights, total, out)
 
@@ -165,9 +195,9 @@ def _attend_gradient(kept: tuple[Array, ...], g: Array) -> tuple[Array, Array, A
   q, k, v, weights, total, out = kept
   g = g.astype(jnp.float32) / total
   mean = (g * out.astype(jnp.float32)).sum(-1).swapaxes(1, 2)[..., None]  # [B, H, L, 1]
-  g = g.astype(v.dtype)
+  g = _tokens_last(g.astype(v.dtype))
   d_logits = weights.astype(jnp.float32) * (_dot('blhk,bmhk->bhlm', g, v) - mean)
-  d_logits = _row_major(d_logits.astype(v.dtype))
+  d_logits = _keys_last(d_logits.astype(v.dtype))
   d_q = _dot('bhlm,bmhk->blhk', d_logits, k)
   d_k = _dot('bhlm,blhk->bmhk', d_logits, q)
   d_v = _dot('bhlm,blhk->bmhk', weights, g)

@@ -1,4 +1,4 @@
-"""What the patch embedding looks for: Figure 7 (left) of arXiv:2010.11929."""
+"""What a model's first layer looks for: Figure 7 (left) of arXiv:2010.11929."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def filters(kernel: np.ndarray, *, count: int = 28, title: str = '') -> np.ndarr
   if min(kernel.shape[:2]) < 8:
     norms = np.sqrt((kernel**2).sum((0, 1, 2)))  # [D]
     shown = np.moveaxis(kernel, -1, 0)[np.argsort(-norms, kind='stable')[:count]]
-    title = title or f'The {len(shown)} patch embedding filters of largest norm'
+    title = title or f'The {len(shown)} filters of largest norm in the first layer'
   else:
     shown = principal(kernel, count)
-    title = title or f'The first {len(shown)} principal components of the patch embedding'
+    title = title or f'The first {len(shown)} principal components of the first layer'
   shown = shown[..., : 3 if shown.shape[-1] > 3 else None]
   scale = np.maximum(np.abs(shown).max((1, 2, 3), keepdims=True), 1e-12)
   return images.grid(list(0.5 + 0.5 * shown / scale), columns=7, side=64, title=title)
