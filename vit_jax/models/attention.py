@@ -33,6 +33,25 @@ def layer_norm(
   )
 
 
+class HeadProjection(nn.Module):
+  """The parameters of a projection to heads, which `Attention` applies.
+
+  Attributes:
+    shape: of the kernel, `(D, H, Dh)`.
+  """
+
+  shape: tuple[int, int, int]
+
+  @nn.compact
+  def __call__(self) -> tuple[Array, Array]:
+    """The kernel `[D, H, Dh]` and the bias `[H, Dh]`, float32."""
+    kernel_init = init.xavier_uniform(in_axis=0, out_axis=(1, 2))
+    return (
+      self.param('kernel', logical(kernel_init, ('embed', 'heads', 'head_dim')), self.shape),
+      self.param('bias', logical(init.zeros, ('heads', 'head_dim')), self.shape[1:]),
+    )
+
+
 class Attention(nn.Module):
   """Multi-head attention without mask. Vaswani et al. 2017, Section 3.2.2, arXiv:1706.03762.
 
@@ -69,14 +88,14 @@ class Attention(nn.Module):
       ValueError: an unknown implementation, or a width that `num_heads` does not divide.
     """
     check_choice('attention', self.implementation, IMPLEMENTATIONS)
-    context = x if context is None else context
     width = x.shape[-1]
     if width % self.num_heads:
       raise ValueError(f'width {width} is not divisible by num_heads {self.num_heads}')
-    head_dim = width // self.num_heads
-    q = self._heads('query', width, head_dim)(x)  # [B or 1, L, H, Dh]
-    k = self._heads('key', width, head_dim)(context)  # [B, M, H, Dh]
-    v = self._heads('value', width, head_dim)(context)  # [B, M, H, Dh]
+    if context is None:
+      q, k, v = self._project(x, ('query', 'key', 'value'))  # [B, L, H, Dh]
+    else:
+      (q,) = self._project(x, ('query',))  # [B or 1, L, H, Dh]
+      k, v = self._project(context, ('key', 'value'))  # [B, M, H, Dh]
     if self.qk_norm:
       q = layer_norm('query_norm', self.ln_eps, self.dtype, axis='head_dim', bias=False)(q)
       k = layer_norm('key_norm', self.ln_eps, self.dtype, axis='head_dim', bias=False)(k)
@@ -86,7 +105,7 @@ class Attention(nn.Module):
     else:
       out = jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)
     return nn.Einsum(
-      (self.num_heads, head_dim, width),
+      (*out.shape[2:], width),
       'blhk,hkd->bld',
       dtype=self.dtype,
       kernel_init=logical(
@@ -96,18 +115,17 @@ class Attention(nn.Module):
       name='out',
     )(out)
 
-  def _heads(self, name: str, width: int, head_dim: int) -> nn.Module:
-    # Three matmuls: one on the stacked kernels was within 2 % of them on a CPU.
-    return nn.Einsum(
-      (width, self.num_heads, head_dim),
-      'bld,dhk->blhk',
-      dtype=self.dtype,
-      kernel_init=logical(
-        init.xavier_uniform(in_axis=0, out_axis=(1, 2)), ('embed', 'heads', 'head_dim')
-      ),
-      bias_init=logical(init.zeros, ('heads', 'head_dim')),
-      name=name,
-    )
+  def _project(self, x: Array, names: tuple[str, ...]) -> list[Array]:
+    """`[B, L, D]` to `[B, L, H, Dh]` for each name, in one product over kernels of their own.
+
+    A TPU then writes what attention reads without copies (`benchmarks/tpu_step.py`).
+    """
+    width = x.shape[-1]
+    shape = (width, self.num_heads, width // self.num_heads)
+    kernels, biases = zip(*(HeadProjection(shape, name=name)() for name in names), strict=True)
+    x, kernels, *biases = nn.dtypes.promote_dtype(x, jnp.stack(kernels), *biases, dtype=self.dtype)
+    out = jnp.einsum('bld,ndhk->nblhk', x, kernels)
+    return [one + bias for one, bias in zip(out, biases, strict=True)]
 
   def _einsum(self, q: Array, k: Array, v: Array) -> Array:
     q = q * q.shape[-1] ** -0.5  # Eq. 1, arXiv:1706.03762; fewer numbers to scale than the logits.
