@@ -4,10 +4,11 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-import torch
 
 from vit_jax.models.conv_stem import ConvStem
 from vit_jax.models.vit import ViT
+
+torch = pytest.importorskip('torch')
 
 SMALL = dict(width=16, depth=1, mlp_dim=16, num_heads=2, positions='sincos2d', pooling='mean')
 
