@@ -7,7 +7,7 @@ of train and validation; 1-NN is the nearest training image in pixels):
 
              google  twitter  openmoji  noto-mono
 1-NN          0.549    0.470     0.232      0.289
-55 epochs     0.587    0.556     0.378      0.343
+55 epochs     0.540    0.546     0.365      0.371
 :long         0.679    0.638     0.505      0.441
 
 On that fold, 200 epochs without the convolutional stem had 0.578, 0.541, 0.407, 0.433, with it

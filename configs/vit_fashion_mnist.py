@@ -4,14 +4,14 @@ apt-get install dataset-fashion-mnist
 python -m vit_jax.main --config configs/vit_fashion_mnist.py --workdir /tmp/vit_fashion_mnist
 Other places: --config.data.source.directory=FOLDER of the four files as published, and the same for
 the evaluators' sources; `:tfds` reads what TFDS has prepared.
-Hardware: 2 CPU cores (AVX2 only), 14 minutes; `:long` 48 minutes. Trains on 55,000 images; choices
-are made on the other 5,000, and the test set is looked at once.
-Measured (seed 0, accuracy on the test set; 5-NN is the vote of the nearest training images in
-pixels):
+Hardware: 2 CPU cores, 15 minutes; `:long` 50. Trains on 55,000 images; choices are made on the other
+5,000, and the test set is looked at once.
+Measured (seed 0, accuracy; 5-NN is the vote of the nearest training images in pixels):
 
-5-NN         0.854
-14 minutes   0.884
-:long        0.910
+             validation  test
+5-NN                     0.854
+22 epochs    0.920       0.913
+:long        0.937       0.929
 """
 
 import ml_collections
