@@ -2,8 +2,8 @@
 
 python -m vit_jax.main --config configs/vit_emoji.py --workdir /tmp/vit_emoji
 Hardware: 2 CPU cores, 2 to 5 minutes by their speed; `configs/vit_emoji.py:long` 13 to 30.
-Measured (seed 0, accuracy on the test split; stem and augmentation were chosen on a fold of the bases
-of train and validation; 1-NN is the nearest training image in pixels):
+Measured (seed 0, accuracy on the test split; stem and augmentation were chosen on a fold of the
+bases of train and validation; 1-NN is the nearest training image in pixels):
 
              google  twitter  openmoji  noto-mono
 1-NN          0.549    0.470     0.232      0.289
