@@ -8,7 +8,7 @@ bases of train and validation; 1-NN is the nearest training image in pixels):
              google  twitter  openmoji  noto-mono
 1-NN          0.549    0.470     0.232      0.289
 55 epochs     0.540    0.546     0.365      0.371
-:long         0.679    0.638     0.505      0.441
+:long         0.667    0.606     0.517      0.470
 
 On that fold, 200 epochs without the convolutional stem had 0.578, 0.541, 0.407, 0.433, with it
 0.619, 0.604, 0.474, 0.414 (1-NN 0.515, 0.493, 0.198, 0.269).

@@ -10,8 +10,8 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from vit_jax.arrays import Array
 from vit_jax.choices import check_choice
 
-# `auto` is `einsum`. Forward and backward in float32 on 2 CPU cores, einsum against xla: 24.6 and
-# 24.8 ms at [B, L, H, Dh] = [128, 65, 4, 32], 39.0 and 48.0 ms at [16, 197, 6, 64].
+# `auto` is `einsum`. Forward and backward on 2 CPU cores, einsum, the softmax written out, and xla:
+# 35.5, 33.4, 40.8 ms at [B, L, H, Dh] = [16, 197, 6, 64] in float32, 21.6, 28.9, 35.4 in bfloat16.
 IMPLEMENTATIONS = ('auto', 'einsum', 'xla', 'cudnn')
 
 init = nn.initializers
