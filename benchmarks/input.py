@@ -8,6 +8,13 @@ FOLDER holds photographs, searched with its sub-folders; Debian's package mate-b
 shorter side, written anew at quality 92; 0 takes them as they are. Each contender is a process of
 one thread on one core, and they take turns; a cell is the median of passes over the set. All draw
 crops from one distribution (5 to 100 % of the area, aspect 3/4 to 4/3), each with its own seed.
+
+Measured on the photographs of mate-backgrounds, images/s (torchvision 0.28, TensorFlow 2.21):
+
+            ours  in two steps  torchvision  its Pillow  tf.data  times the best peer
+375 pixels   788           745         1279         754      845                 0.62
+1000 pixels  264           140          247         151      397                 0.67
+as they are  120            39           94          59      100                 1.19
 """
 
 import argparse

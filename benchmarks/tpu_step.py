@@ -7,6 +7,12 @@ Compiles a step of AdamW (first moment in bfloat16, clipping at 1) for a ViT wit
 and mean pooling in bfloat16, and prints the sum of the cycles that XLA estimates (not of custom
 kernels, and a loop's body once: this program has neither), and the memory of its temporaries.
 NAME=VALUE sets fields of the encoder, as in `depth=2`. It takes minutes.
+
+Measured with jax 0.10.2 and libtpu 0.0.42, at 128 images a chip of v5e:2x4:
+
+      cycles, millions  temporaries, GB
+S/16             108.0             3.91
+B/16             268.3             8.02
 """
 
 import argparse
