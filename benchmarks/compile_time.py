@@ -5,6 +5,14 @@ python benchmarks/compile_time.py [--model L/16] [--repeats 3]
 Each figure is of a process of its own that traces, lowers and compiles the step of a ViT at 224
 pixels and a batch of 8 in float32, and runs nothing; the kinds take turns, and a cell is the
 median. `cached` compiles it a second time from the persistent cache of the first.
+
+Measured on 2 CPU cores with jax 0.10.2:
+
+L/16              trace, s  compile, s  of unrolled, cold
+unrolled, cold         2.2        7.03              1.000
+unrolled, cached       2.1        2.75              0.392
+scan, cold             0.3        1.98              0.282
+scan, cached           0.3        0.13              0.018
 """
 
 import argparse
