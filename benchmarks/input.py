@@ -1,7 +1,7 @@
 """Decode, random resized crop to 224 and flip of JPEGs on one core: ours beside the peers'.
 
 pip install -e '.[test]' torchvision tensorflow-cpu
-python benchmarks/input.py FOLDER [--sides 375 1000 0] [--repeats 7]
+python benchmarks/input.py FOLDER [--sides 375 1000 0] [--repeats 5]
 
 FOLDER holds photographs, searched with its sub-folders; Debian's package mate-backgrounds has some
 (/usr/share/backgrounds/mate/nature). Each side is a set of its own: the photographs with that

@@ -193,8 +193,8 @@ class Attention:
     write('distances', plots.distances(seen.distance * np.mean(encoder.patch)))
 
     parameters = state.params.get('encoder', {})
-    kernel = _first_kernel(parameters)
-    if kernel is not None:
+    if 'embedding' in parameters:
+      kernel = encoder.pixel_kernel(parameters)
       write('filters', filters.filters(apply.fetch(kernel, self.mesh)))
     h, w = seen.shown[0].rollout.shape
     if 'pos_embedding' in parameters:
@@ -279,11 +279,3 @@ def _no_vit(objective: nn.Module) -> str:
     'Evaluator attention needs an encoder whose blocks attend over all patches, such as '
     f'models.vit.ViT; {type(objective).__name__} {has}'
   )
-
-
-def _first_kernel(parameters: Any) -> Any:
-  """The kernel of a ViT that sees pixels, `[P, P, C, D]`: its stem's, or the patch embedding."""
-  for stem, layer in (('conv_stem', 'conv_0'), ('resnet', 'conv_root')):
-    if stem in parameters:
-      return parameters[stem][layer]['kernel']
-  return parameters.get('embedding', {}).get('kernel')

@@ -118,7 +118,7 @@ class Attention(nn.Module):
   def _project(self, x: Array, names: tuple[str, ...]) -> list[Array]:
     """`[B, L, D]` to `[B, L, H, Dh]` for each name, in one product over kernels of their own.
 
-    A TPU then writes what attention reads without copies (`benchmarks/tpu_step.py`).
+    On TPUs attention then reads what this writes with fewer copies (`benchmarks/tpu_step.py`).
     """
     width = x.shape[-1]
     shape = (width, self.num_heads, width // self.num_heads)

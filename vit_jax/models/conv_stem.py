@@ -1,6 +1,6 @@
 """Convolutions in the place of large patches. Xiao et al. 2021, arXiv:2106.14881."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ class ConvStem(nn.Module):
   features: tuple[int, ...]
   ln_eps: float = 1e-6
   dtype: Any = jnp.float32
+
+  FIRST: ClassVar[str] = 'conv_0'  # the layer that sees pixels
 
   @property
   def stride(self) -> int:

@@ -4,7 +4,7 @@ ResNet v1.5 with GroupNorm (arXiv:1803.08494) and weight standardisation (arXiv:
 place of BatchNorm, as in BiT (arXiv:1912.11370): no statistics over the batch.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -107,6 +107,8 @@ class ResNetStem(nn.Module):
   width: int = 64
   dtype: Any = jnp.float32
 
+  FIRST: ClassVar[str] = 'conv_root'  # the layer that sees pixels
+
   @property
   def stride(self) -> int:
     """Pixels of the image, along a side, to one of the output."""
@@ -115,7 +117,7 @@ class ResNetStem(nn.Module):
   @nn.compact
   def __call__(self, image: Array) -> Array:
     """`[B, H, W, C]` to `[B, H / stride, W / stride, 4 width 2^(stages - 1)]`."""
-    x = StdConv(self.width, 7, 2, self.dtype, name='conv_root')(image)
+    x = StdConv(self.width, 7, 2, self.dtype, name=self.FIRST)(image)
     x = nn.relu(group_norm('norm_root', self.dtype)(x))
     x = nn.max_pool(x, (3, 3), strides=(2, 2), padding='SAME')
     for i, blocks in enumerate(self.blocks):

@@ -183,6 +183,12 @@ class ViT(nn.Module):
       return ConvStem(tuple(self.conv_stem), self.ln_eps, dtype, parent=None, name='conv_stem')
     return None
 
+  def pixel_kernel(self, params: Any) -> Array:
+    """The kernel among this ViT's parameters that sees pixels, `[P, Q, C, D]`."""
+    stem = self.stem
+    layer = params[stem.name][stem.FIRST] if stem else params['embedding']
+    return layer['kernel']
+
   @nn.compact
   def __call__(
     self, image: Array, *, train: bool, keep: Array | None = None, blocks: Sequence[int] = ()

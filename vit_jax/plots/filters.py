@@ -8,7 +8,7 @@ from vit_jax.plots import images
 
 
 def principal(kernel: np.ndarray, count: int) -> np.ndarray:
-  """The principal components of a patch embedding's filters.
+  """The principal components of a layer's filters.
 
   Args:
     kernel: [P, P, C, D] float, D filters of P x P pixels.
