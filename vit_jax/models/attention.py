@@ -9,6 +9,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from vit_jax.arrays import Array
 from vit_jax.choices import check_choice
+from vit_jax.models.dense import Weights, dense, dense_backward, dense_forward, on_cpu
 
 # `auto` is `einsum`. Forward and backward on 2 CPU cores, einsum, the softmax written out, and xla:
 # 35.5, 33.4, 40.8 ms at [B, L, H, Dh] = [16, 197, 6, 64] in float32, 21.6, 28.9, 35.4 in bfloat16.
@@ -31,25 +32,6 @@ def layer_norm(
     bias_init=logical(init.zeros, (axis,)),
     name=name,
   )
-
-
-class HeadProjection(nn.Module):
-  """The parameters of a projection to heads, which `Attention` applies.
-
-  Attributes:
-    shape: of the kernel, `(D, H, Dh)`.
-  """
-
-  shape: tuple[int, int, int]
-
-  @nn.compact
-  def __call__(self) -> tuple[Array, Array]:
-    """The kernel `[D, H, Dh]` and the bias `[H, Dh]`, float32."""
-    kernel_init = init.xavier_uniform(in_axis=0, out_axis=(1, 2))
-    return (
-      self.param('kernel', logical(kernel_init, ('embed', 'heads', 'head_dim')), self.shape),
-      self.param('bias', logical(init.zeros, ('heads', 'head_dim')), self.shape[1:]),
-    )
 
 
 class Attention(nn.Module):
@@ -104,34 +86,62 @@ class Attention(nn.Module):
       out = self._einsum(q, k, v)  # [B, L, H, Dh]
     else:
       out = jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)
-    return nn.Einsum(
+    weights = Weights(
       (*out.shape[2:], width),
-      'blhk,hkd->bld',
-      dtype=self.dtype,
-      kernel_init=logical(
-        init.xavier_uniform(in_axis=(0, 1), out_axis=2), ('heads', 'head_dim', 'embed')
-      ),
-      bias_init=logical(init.zeros, ('embed',)),
+      ('heads', 'head_dim', 'embed'),
+      kernel_init=init.xavier_uniform(in_axis=(0, 1), out_axis=2),
       name='out',
-    )(out)
+    )
+    return dense(out, *weights(), self.dtype)
 
-  def _project(self, x: Array, names: tuple[str, ...]) -> list[Array]:
+  def _project(self, x: Array, names: tuple[str, ...]) -> tuple[Array, ...]:
     """`[B, L, D]` to `[B, L, H, Dh]` for each name, in one product over kernels of their own.
 
     On TPUs attention then reads what this writes with fewer copies (`benchmarks/tpu_step.py`).
     """
     width = x.shape[-1]
     shape = (width, self.num_heads, width // self.num_heads)
-    kernels, biases = zip(*(HeadProjection(shape, name=name)() for name in names), strict=True)
-    x, kernels, *biases = nn.dtypes.promote_dtype(x, jnp.stack(kernels), *biases, dtype=self.dtype)
-    out = jnp.einsum('bld,ndhk->nblhk', x, kernels)
-    return [one + bias for one, bias in zip(out, biases, strict=True)]
+    weights = (
+      Weights(
+        shape,
+        ('embed', 'heads', 'head_dim'),
+        bias_ndim=2,
+        kernel_init=init.xavier_uniform(in_axis=0, out_axis=(1, 2)),
+        name=name,
+      )
+      for name in names
+    )
+    kernels, biases = map(jnp.stack, zip(*(weight() for weight in weights), strict=True))
+    return project(*(array.astype(self.dtype) for array in (x, kernels, biases)))
 
   def _einsum(self, q: Array, k: Array, v: Array) -> Array:
     q = q * q.shape[-1] ** -0.5  # Eq. 1, arXiv:1706.03762; fewer numbers to scale than the logits.
     if self.is_mutable_collection('intermediates'):
       self.sow('intermediates', 'attention_weights', jax.nn.softmax(_logits(q, k)))
     return attend(q, k, v)
+
+
+def _project(x: Array, kernels: Array, biases: Array) -> tuple[Array, ...]:
+  out = jnp.einsum('bld,ndhk->nblhk', x, kernels)
+  return tuple(one + bias for one, bias in zip(out, biases, strict=True))
+
+
+def _project_forward(x: Array, kernels: Array, biases: Array) -> tuple[Array, ...]:
+  out = dense_forward(x, jnp.moveaxis(kernels, 0, 1), biases)  # [B, L, n, H, Dh]
+  return tuple(jnp.moveaxis(out, 2, 0))
+
+
+def _project_backward(
+  arguments: tuple[Array, ...], g: tuple[Array, ...]
+) -> tuple[Array, Array, Array]:
+  x, kernels, biases = arguments
+  arguments = x, jnp.moveaxis(kernels, 0, 1), biases
+  d_x, d_kernels, d_biases = dense_backward(arguments, jnp.stack(g, 2))
+  return d_x, jnp.moveaxis(d_kernels, 1, 0), d_biases
+
+
+# From [B, L, D], kernels [n, D, H, Dh] and biases [n, H, Dh] to n of [B, L, H, Dh].
+project = on_cpu(_project, _project_forward, _project_backward)
 
 
 @jax.custom_vjp
@@ -173,8 +183,8 @@ def _laid_out(x: Array, order: tuple[int, ...]) -> Array:
 
 
 def _tokens_last(x: Array) -> Array:
-  """`[B, L, H, K]`, in memory as `[B, H, K, L]`."""
-  return _laid_out(x, (0, 2, 3, 1))
+  """`[B, L, H, K]`, in memory as `[H, B, K, L]`, as the projection leaves it."""
+  return _laid_out(x, (2, 0, 3, 1))
 
 
 def _keys_last(x: Array) -> Array:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from vit_jax.arrays import Array
 from vit_jax.choices import check_choice
 from vit_jax.models.attention import Attention, layer_norm
+from vit_jax.models.dense import Weights, dense, materialized
 
 init = nn.initializers
 logical = nn.with_logical_partitioning
@@ -47,15 +48,9 @@ def compute_gradient_once(x: Array) -> Array:
   return x
 
 
-def _once(gradient: Array) -> Array:
-  # Which branch it is cannot be known when compiling, nor does it matter: -NaN is NaN.
-  first = gradient[(0,) * gradient.ndim]
-  return jax.lax.cond(jnp.isnan(first), jnp.negative, lambda g: g, gradient)
-
-
 compute_gradient_once.defvjp(
   lambda x: (x, None),
-  lambda _, g: (jax.lax.platform_dependent(g, cpu=_once, default=lambda g: g),),
+  lambda _, g: (jax.lax.platform_dependent(g, cpu=materialized, default=lambda g: g),),
 )
 
 
@@ -79,22 +74,17 @@ class Mlp(nn.Module):
     """`[..., D]` to `[..., D]`."""
     check_choice('activation', self.activation, ACTIVATIONS)
     width = x.shape[-1]
-    x = nn.Dense(
-      self.mlp_dim,
-      dtype=self.dtype,
-      kernel_init=logical(init.xavier_uniform(), ('embed', 'mlp')),
-      bias_init=logical(init.normal(1e-6), ('mlp',)),
-      name='fc_1',
-    )(x)
+    fc_1, fc_2 = (
+      Weights(shape, axes, bias_init=init.normal(1e-6), name=name)
+      for name, shape, axes in (
+        ('fc_1', (width, self.mlp_dim), ('embed', 'mlp')),
+        ('fc_2', (self.mlp_dim, width), ('mlp', 'embed')),
+      )
+    )
+    x = dense(x, *fc_1(), self.dtype)
     x = ACTIVATIONS[self.activation](x)
     x = nn.Dropout(self.dropout)(x, deterministic=not train)
-    x = nn.Dense(
-      width,
-      dtype=self.dtype,
-      kernel_init=logical(init.xavier_uniform(), ('mlp', 'embed')),
-      bias_init=logical(init.normal(1e-6), ('embed',)),
-      name='fc_2',
-    )(x)
+    x = dense(x, *fc_2(), self.dtype)
     return nn.Dropout(self.dropout)(x, deterministic=not train)
 
 
