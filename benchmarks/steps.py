@@ -15,7 +15,9 @@ ADAMW = dict(
 )  # fmt: skip
 
 
-def supervised_step(encoder: dict, images: int, mesh: Mesh, optimizer: dict = ADAMW):
+def supervised_step(
+  encoder: dict, images: int, mesh: Mesh, optimizer: dict = ADAMW, accumulate: int = 1
+):
   """A step on 224 pixels and 1000 classes; to be called, and used, with the mesh set.
 
   Args:
@@ -23,6 +25,7 @@ def supervised_step(encoder: dict, images: int, mesh: Mesh, optimizer: dict = AD
     images: the global batch.
     mesh: the devices.
     optimizer: the config's.
+    accumulate: micro-batches that the batch is split into.
 
   Returns:
     The jitted step, which donates its state; a function that makes the state; and, as shapes with
@@ -49,5 +52,5 @@ def supervised_step(encoder: dict, images: int, mesh: Mesh, optimizer: dict = AD
     stacked=state.stacked_names(boxed),
   )
   make, like = state.init_state(objective, made.tx, batch, 0, mesh)
-  step = jax.jit(train.make_train_step(objective, made.tx), donate_argnums=0)
+  step = jax.jit(train.make_train_step(objective, made.tx, accumulate), donate_argnums=0)
   return step, make, like, batch

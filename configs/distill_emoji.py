@@ -15,7 +15,7 @@ def get_config(arg=''):
   del arg
   config = ml_collections.ConfigDict()
   config.seed = 0
-  config.total = dict(epochs=60)
+  config.total = dict(epochs=110)
   config.batch_size = 64
   emoji = dict(type='data.emoji.Emoji', label='category', alpha=True)
   host = 'decode(channels=4)'
@@ -25,8 +25,9 @@ def get_config(arg=''):
 
   def vit(width, num_heads):
     return dict(
-      type='models.vit.ViT', patch_size=8, width=width, depth=6, num_heads=num_heads,
-      mlp_dim=2 * width, pooling='mean', positions='sincos2d', activation='gelu_tanh',
+      type='models.vit.ViT', patch_size=8, conv_stem=(32, 64), width=width, depth=6,
+      num_heads=num_heads, mlp_dim=2 * width, pooling='mean', positions='sincos2d',
+      activation='gelu_tanh',
     )  # fmt: skip
 
   # Both see the student's augmentation and mixture; no label is used.

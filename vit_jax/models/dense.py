@@ -41,9 +41,10 @@ class Weights(nn.Module):
 def materialized(x: Array) -> Array:
   """The identity; XLA's CPU backend computes `x` once, and folds it into nothing that reads it.
 
-  It drops `optimization_barrier` before it fuses; a conditional stays.
+  It drops `optimization_barrier` before it fuses; a conditional stays. For gradients: where the
+  first number is NaN, and training ends, the others change their sign.
   """
-  # Which branch it is cannot be known when compiling, nor does it matter: -NaN is NaN.
+  # Which branch it is cannot be known when compiling.
   first = x[(0,) * x.ndim]
   return jax.lax.cond(jnp.isnan(first), jnp.negative, lambda x: x, x)
 

@@ -1,5 +1,6 @@
 """The pre-norm transformer block that every transformer here is made of."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -14,9 +15,15 @@ from vit_jax.models.dense import Weights, dense, materialized
 init = nn.initializers
 logical = nn.with_logical_partitioning
 
+
+def gelu(x: Array, *, approximate: bool) -> Array:
+  """GELU (arXiv:1606.08415), in float32: CPUs would round every operation in it to 16 bits."""
+  return nn.gelu(x.astype(jnp.float32), approximate=approximate).astype(x.dtype)
+
+
 ACTIVATIONS = {
-  'gelu': lambda x: nn.gelu(x, approximate=False),  # arXiv:1606.08415
-  'gelu_tanh': lambda x: nn.gelu(x, approximate=True),
+  'gelu': functools.partial(gelu, approximate=False),
+  'gelu_tanh': functools.partial(gelu, approximate=True),
   'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),  # CLIP's
 }
 
