@@ -105,7 +105,8 @@ def test_a_batch_is_split_over_data_and_fsdp_alone():
 def logical_names(text: str) -> set[str]:
   """Every name that a file gives to an axis.
 
-  Such as `logical(init, ('embed', 'mlp'))`, or a scan's `{nn.PARTITION_NAME: 'layers'}`.
+  Such as `logical(init, ('embed', 'mlp'))`, `Weights(shape, ('embed', 'mlp'))`, or a scan's
+  `{nn.PARTITION_NAME: 'layers'}`.
   """
   nodes = list(ast.walk(ast.parse(text)))
   calls = [n for n in nodes if isinstance(n, ast.Call)]
@@ -124,6 +125,8 @@ def logical_names(text: str) -> set[str]:
         *(k.value for k in call.keywords if 'mesh' not in (k.arg or '')),
       ):
         names |= {n.value for n in ast.walk(value) if isinstance(n, ast.Constant) and n.value}
+    if called == 'Weights':
+      names |= {n.value for n in ast.walk(call.args[1]) if isinstance(n, ast.Constant)}
   return names
 
 

@@ -5,11 +5,19 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from vit_jax.arrays import Array
 from vit_jax.choices import check_choice
-from vit_jax.models.dense import Weights, dense, dense_backward, dense_forward, on_cpu
+from vit_jax.models.dense import (
+  PRODUCT,
+  Weights,
+  dense,
+  dense_backward,
+  dense_forward,
+  on_cpu,
+)
 
 # `auto` is `einsum`. Forward and backward on 2 CPU cores, einsum, the softmax written out, and xla:
 # 35.5, 33.4, 40.8 ms at [B, L, H, Dh] = [16, 197, 6, 64] in float32, 21.6, 28.9, 35.4 in bfloat16.
@@ -112,7 +120,8 @@ class Attention(nn.Module):
       for name in names
     )
     kernels, biases = map(jnp.stack, zip(*(weight() for weight in weights), strict=True))
-    return project(*(array.astype(self.dtype) for array in (x, kernels, biases)))
+    heads = project(*(array.astype(self.dtype) for array in (x, kernels, biases)))
+    return checkpoint_name(heads, PRODUCT)
 
   def _einsum(self, q: Array, k: Array, v: Array) -> Array:
     q = q * q.shape[-1] ** -0.5  # Eq. 1, arXiv:1706.03762; fewer numbers to scale than the logits.

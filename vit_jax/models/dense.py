@@ -6,8 +6,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.arrays import Array
+
+# What a policy of rematerialization knows a product by: it does not look into a custom gradient.
+PRODUCT = 'product'
 
 init = nn.initializers
 logical = nn.with_logical_partitioning
@@ -126,4 +130,4 @@ def dense(x: Array, kernel: Array, bias: Array, dtype: Any) -> Array:
     bias: `[*outputs]`.
     dtype: of the computation.
   """
-  return _apply(*(array.astype(dtype) for array in (x, kernel, bias)))
+  return checkpoint_name(_apply(*(array.astype(dtype) for array in (x, kernel, bias))), PRODUCT)

@@ -8,15 +8,19 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.arrays import Array
+from vit_jax.models.dense import PRODUCT
 from vit_jax.models.transformer import Block
+
+_policies = jax.checkpoint_policies
+_products = _policies.save_only_these_names(PRODUCT)
 
 # What the backward pass finds in memory; it computes the rest again.
 REMAT = {
   'none': None,  # Everything is kept.
-  'full': jax.checkpoint_policies.nothing_saveable,  # A block's input alone.
-  'dots': jax.checkpoint_policies.dots_saveable,  # And the results of matrix products, or
-  # of those without batch axes, so without the attention logits.
-  'dots_no_batch': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'full': _policies.nothing_saveable,  # A block's input alone.
+  # And the results of matrix products,
+  'dots': _policies.save_from_both_policies(_policies.dots_saveable, _products),
+  'dots_no_batch': _products,  # or of those with weights, so without the attention logits.
 }
 
 

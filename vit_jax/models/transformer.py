@@ -81,13 +81,9 @@ class Mlp(nn.Module):
     """`[..., D]` to `[..., D]`."""
     check_choice('activation', self.activation, ACTIVATIONS)
     width = x.shape[-1]
-    fc_1, fc_2 = (
-      Weights(shape, axes, bias_init=init.normal(1e-6), name=name)
-      for name, shape, axes in (
-        ('fc_1', (width, self.mlp_dim), ('embed', 'mlp')),
-        ('fc_2', (self.mlp_dim, width), ('mlp', 'embed')),
-      )
-    )
+    small = init.normal(1e-6)
+    fc_1 = Weights((width, self.mlp_dim), ('embed', 'mlp'), bias_init=small, name='fc_1')
+    fc_2 = Weights((self.mlp_dim, width), ('mlp', 'embed'), bias_init=small, name='fc_2')
     x = dense(x, *fc_1(), self.dtype)
     x = ACTIVATIONS[self.activation](x)
     x = nn.Dropout(self.dropout)(x, deterministic=not train)
