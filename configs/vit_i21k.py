@@ -44,6 +44,7 @@ def get_config(arg=''):
   config.seed = 0
   config.total = dict(epochs=300)
   config.batch_size = 4096
+  config.accumulate = 1
   imagenet21k = dict(type='data.tfds.Tfds', name='imagenet21k', data_dir=placeholder(str))
   config.data = dict(
     source=dict(**imagenet21k, split='full[51200:]'),

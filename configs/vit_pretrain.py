@@ -33,6 +33,7 @@ def get_config(arg=''):
   config.seed = 0
   config.total = dict(epochs=epochs)
   config.batch_size = 4096
+  config.accumulate = 1
   prepared = dict(type='data.array_record.ArrayRecord', path='prepared')
   config.data = dict(
     source=dict(**prepared, split='train'),

@@ -16,14 +16,28 @@ init = nn.initializers
 logical = nn.with_logical_partitioning
 
 
-def gelu(x: Array, *, approximate: bool) -> Array:
-  """GELU (arXiv:1606.08415), in float32: CPUs would round every operation in it to 16 bits."""
+def _gelu(x: Array, approximate: bool) -> Array:
   return nn.gelu(x.astype(jnp.float32), approximate=approximate).astype(x.dtype)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gelu(x: Array, approximate: bool) -> Array:
+  """GELU (arXiv:1606.08415), in float32: CPUs would round every operation in it to 16 bits.
+
+  For the gradient `x` alone is kept, in a scan too, where XLA does not choose what is.
+  """
+  return _gelu(x, approximate)
+
+
+gelu.defvjp(
+  lambda x, approximate: (_gelu(x, approximate), x),
+  lambda approximate, x, g: jax.vjp(lambda x: _gelu(x, approximate), x)[1](g),
+)
+
+
 ACTIVATIONS = {
-  'gelu': functools.partial(gelu, approximate=False),
-  'gelu_tanh': functools.partial(gelu, approximate=True),
+  'gelu': lambda x: gelu(x, False),
+  'gelu_tanh': lambda x: gelu(x, True),
   'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),  # CLIP's
 }
 
