@@ -1,4 +1,6 @@
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import resource
@@ -231,6 +233,19 @@ def test_two_runs_do_not_meet(job):
     pytest.raises(ValueError, match='another `vit_jax prepare` is writing to .*; wait for it'),
   ):
     prepare(job)
+
+
+@pytest.mark.parametrize(('number', 'goes_on'), [(errno.ENOLCK, True), (errno.EIO, False)])
+def test_only_a_missing_lock_is_gone_without(job, monkeypatch, number, goes_on):
+  def flock(stream, operation):
+    raise OSError(number, os.strerror(number))
+
+  monkeypatch.setattr(fcntl, 'flock', flock)
+  if goes_on:
+    assert prepare(job)['examples']
+  else:
+    with pytest.raises(OSError, match=os.strerror(number)):
+      prepare(job)
 
 
 def test_a_full_disk_is_one_sentence_and_what_is_finished_stays(images, tmp_path):

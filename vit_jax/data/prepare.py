@@ -6,6 +6,7 @@ The index is written last: a split has one or is not prepared.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import itertools
@@ -212,6 +213,10 @@ def _write_missing(job: Job, entries, num_workers: int, max_share: float, report
         entries[k] = result
 
 
+# What a file system without locks answers.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
 @contextlib.contextmanager
 def _locked(file: pathlib.Path, folder: pathlib.Path) -> Iterator[None]:
   """Keeps a second run out, which would take this one's files for those of a killed run."""
@@ -220,8 +225,9 @@ def _locked(file: pathlib.Path, folder: pathlib.Path) -> Iterator[None]:
       fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       raise ValueError(f'another `vit_jax prepare` is writing to {folder}; wait for it') from None
-    except OSError:
-      pass  # a file system without locks
+    except OSError as e:
+      if e.errno not in NO_LOCKS:
+        raise
     yield
 
 
