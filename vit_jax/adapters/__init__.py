@@ -1,0 +1,1 @@
+"""Adapters: published checkpoints to our parameters, and back."""
