@@ -4,6 +4,12 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# Decodes and resizes JPEGs faster than Pillow; `cykooz-resizer` has no wheel for Linux on ARM.
+FAST = [
+  'simplejpeg>=1.9',
+  'cykooz-resizer>=4.0.1; platform_system != "Linux" or platform_machine == "x86_64"',
+]
+
 setup(
   name='vit_jax',
   version='0.1.0',
@@ -41,10 +47,12 @@ setup(
       'pytest-xdist>=3.6',
       'ruff==0.17.6',
       'scipy',
+      *FAST,
       # Peers that the models are compared with; any CPU build of PyTorch will do.
       'torch==2.13.0',
       'transformers==5.23.0',
     ],
+    'fast': FAST,
     'tpu': ['jax[tpu]>=0.10'],
     'cuda': ['jax[cuda13]>=0.10'],
     # What the `tfds` command needs to download and prepare data; reading prepared data does not.

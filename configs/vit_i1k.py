@@ -50,7 +50,7 @@ def get_config(arg=''):
   imagenet = dict(type='data.tfds.Tfds', name='imagenet2012', data_dir=placeholder(str))
   config.data = dict(
     source=dict(**imagenet, split='train[:99%]'),
-    host='decode | random_resized_crop(224, min_area=0.05) | flip'
+    host='decode_random_resized_crop(224, min_area=0.05) | flip'
     + (f' | randaugment{randaugment}' if randaugment else ''),
     num_workers=16,
   )

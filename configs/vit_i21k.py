@@ -48,7 +48,7 @@ def get_config(arg=''):
   imagenet21k = dict(type='data.tfds.Tfds', name='imagenet21k', data_dir=placeholder(str))
   config.data = dict(
     source=dict(**imagenet21k, split='full[51200:]'),
-    host='decode | random_resized_crop(224, min_area=0.05) | flip'
+    host='decode_random_resized_crop(224, min_area=0.05) | flip'
     + (f' | randaugment{randaugment}' if randaugment else ''),
     num_workers=16,
   )

@@ -37,7 +37,7 @@ def get_config(arg=''):
   prepared = dict(type='data.array_record.ArrayRecord', path='prepared')
   config.data = dict(
     source=dict(**prepared, split='train'),
-    host='decode | random_resized_crop(224, min_area=0.05) | flip',
+    host='decode_random_resized_crop(224, min_area=0.05) | flip',
     num_workers=16,
   )
   config.objective = dict(

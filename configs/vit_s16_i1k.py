@@ -23,7 +23,7 @@ def get_config(arg=''):
   imagenet = dict(type='data.tfds.Tfds', name='imagenet2012', data_dir=placeholder(str))
   config.data = dict(
     source=dict(**imagenet, split='train[:99%]'),
-    host='decode | random_resized_crop(224, min_area=0.05) | flip | randaugment(2, 10)',
+    host='decode_random_resized_crop(224, min_area=0.05) | flip | randaugment(2, 10)',
     num_workers=16,
   )
   config.objective = dict(

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vit_jax import compose
-from vit_jax.data import decode, transforms
+from vit_jax.data import decode, jpeg, transforms
 from vit_jax.data.substitute import BadExample
 
 RNG = np.random.default_rng
@@ -320,6 +320,7 @@ def test_a_large_jpeg_is_decoded_at_the_smallest_scale_that_covers_the_crop(monk
     return load(self)
 
   data = encode(Image.fromarray(photograph(800, 800)), 'JPEG')
+  monkeypatch.setattr(jpeg, 'installed', lambda: False)
   monkeypatch.setattr(JpegImagePlugin.JpegImageFile, 'load', spy)
   for part, side in [(800, 100), (799, 200), (400, 200), (399, 400), (99, 800)]:
     loaded.clear()

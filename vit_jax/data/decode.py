@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image, ImageOps
 
+from vit_jax.data import jpeg
 from vit_jax.data.substitute import BadExample
 
 MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # Pillow's names, by the number of channels
@@ -49,7 +50,8 @@ def decode_box(
 
   A JPEG is decoded at 1/2, 1/4 or 1/8 of its scale where that leaves the part at least as large as
   `size`: a block's low frequencies alone are transformed, which is its average over 2 x 2, 4 x 4 or
-  8 x 8 pixels but for rounding.
+  8 x 8 pixels but for rounding. Where the extra `fast` is installed, `data/jpeg.py` does it for
+  colour JPEGs.
 
   Args:
     data: the encoded file.
@@ -68,6 +70,10 @@ def decode_box(
   width, height = image.size
   top, left, h, w = draw(height, width)
   scale = next((s for s in (8, 4, 2) if h >= s * size[0] and w >= s * size[1]), 1)
+  if channels == 3 and (image.format, image.mode) == ('JPEG', 'RGB') and jpeg.installed():
+    resized = jpeg.decode_box(data, (height, width), (top, left, h, w), scale, size)
+    if resized is not None:
+      return resized
   with _broken_is_bad(), image:
     if scale > 1 and image.format == 'JPEG':
       # Pillow takes the largest scale that leaves this size, and rounds up to whole pixels.
