@@ -35,6 +35,8 @@ setup(
     'array-record>=0.8.6',
     'pyarrow>=26',
     'numpy>=2',
+    'safetensors>=0.8',
+    'fsspec>=2025.3',  # already there through Orbax
     'pillow>=11',
     'matplotlib>=3.10',
     'scikit-learn>=1.6',  # its digits

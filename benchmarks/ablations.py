@@ -152,9 +152,7 @@ def child(name, out):
   change(config)
   host = config.evals.test.host
   config.evals, config.checkpoint, config.log.every = {}, dict(keep_last=1), dict(epochs=1)
-  begun = time.perf_counter()
   state = train.train_and_evaluate(config.lock(), out / 'run' / name)
-  seconds = time.perf_counter() - begun
   mesh = sharding.make_mesh({})
   objective = build(config.objective)
 
@@ -163,7 +161,7 @@ def child(name, out):
     return logits.argmax(-1) == batch['label'], batch['id']
 
   right = apply.jit(right, mesh)
-  answers = {'seconds': seconds}
+  answers = {}
   for key, spec in sources.items():
     for kind, params in (('raw', state.params), ('average', state.ema)):
       rows = [
@@ -267,16 +265,13 @@ def effects(out, group, variants, columns):
   return rows
 
 
-def accuracies(out, group, part):
-  """Rows of name, accuracy and seconds."""
+def accuracies(out, group):
+  """Rows of name and accuracies."""
   rows = []
   for name in (name for name in runs() if name.startswith(group + '/')):
     found = read(out, name)
     if found:
-      with np.load(out / f'{name}.npz') as arrays:
-        seconds = float(arrays['seconds'])
-      right = found[f'raw/{part}'][0]
-      rows.append((name.split('/')[1], f'{right.mean():.4f}', f'{seconds:.0f}'))
+      rows.append((name.split('/')[1], *(f'{found[f"raw/{p}"][0].mean():.3f}' for p in PARTS)))
   return rows
 
 
@@ -292,7 +287,7 @@ def show(out, part):
   rows = effects(out, 'fashion', (*FASHION, 'average'), [[part]])
   print(tables.table(rows, ('Fashion-MNIST, 10,000', part)))
   for group in ('patches', 'limited'):
-    print(tables.table(accuracies(out, group, part), (group, part, 'seconds')))
+    print(tables.table(accuracies(out, group), (group, *PARTS)))
 
 
 def main():
