@@ -69,7 +69,7 @@ def test_the_loop_and_what_it_builds_start_no_device_and_need_nothing_optional()
   code = f"""
 import sys, pkgutil, importlib
 import vit_jax, vit_jax.train
-for package in ('models', 'losses', 'objectives', 'augment', 'evaluators', 'hooks', 'data', 'adapters'):
+for package in 'models losses objectives augment evaluators hooks data adapters'.split():
   path = importlib.import_module('vit_jax.' + package).__path__
   for info in pkgutil.iter_modules(path):
     importlib.import_module(f'vit_jax.{{package}}.{{info.name}}')
