@@ -89,8 +89,8 @@ def test_differences_are_said_in_both_directions(learned):
     after['params/encoder/norm/scale'], wanted['params/encoder/norm/scale']
   )
   kept, unused = text.split('; as they were: ')[1].split('; not used: ')
-  assert 'params/encoder/block_1/' in kept and 'more' in kept
-  assert unused == 'params/head/bias, params/head/kernel'
+  assert "'params/encoder/block_1/" in kept and 'more' in kept
+  assert unused == "'params/head/bias', 'params/head/kernel'"
 
 
 def test_an_average_starts_from_the_new_parameters(learned):
@@ -123,7 +123,7 @@ def test_a_teacher_is_taken_from_a_run(learned):
   assert teacher
   for name, leaf in teacher.items():
     np.testing.assert_array_equal(leaf, wanted[f'params/{name}'])
-  assert 'as they were: params/student/' in text
+  assert "as they were: 'params/student/" in text
 
 
 @pytest.mark.parametrize(

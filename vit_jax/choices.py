@@ -1,4 +1,4 @@
-"""One sentence for every field that takes one of a few names."""
+"""Names in messages: one sentence for every field that takes one of a few, and lists of them."""
 
 from collections.abc import Iterable
 from typing import TypeVar
@@ -18,3 +18,11 @@ def check_choice(kind: str, value: Choice, choices: Iterable[object]) -> Choice:
   if value not in choices:
     raise ValueError(f'unknown {kind} {value!r}; choose from {", ".join(map(repr, choices))}')
   return value
+
+
+def listed(names: Iterable[str], limit: int = 8) -> str:
+  """The first names for a message, in quotes, and how many more there are."""
+  names = list(names)
+  shown = ', '.join(map(repr, names[:limit]))
+  more = f' and {len(names) - limit} more' if len(names) > limit else ''
+  return (shown or 'nothing') + more

@@ -10,11 +10,11 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 
 from vit_jax.checkpoint import Checkpoints, named, read_json
+from vit_jax.choices import listed
 from vit_jax.state import TrainState
 
 # What training has learned: parameters and collections, each to the same name.
 RULES = (('params/(.*)', r'params/\1'), ('model_state/(.*)', r'model_state/\1'))
-NAMED = 5  # names in a message
 
 
 def init_from(state: TrainState, fields: Mapping[str, Any]) -> tuple[TrainState, str]:
@@ -66,7 +66,7 @@ def init_from(state: TrainState, fields: Mapping[str, Any]) -> tuple[TrainState,
   text = f'starting from {workdir}, step {number}: {len(taken)} arrays taken'
   for what, names in (('as they were', kept), ('not used', unused)):
     if names:
-      text += f'; {what}: {_some(names)}'
+      text += f'; {what}: {listed(names)}'
   return state, text
 
 
@@ -109,8 +109,8 @@ def _check(
 ) -> None:
   if not taken:
     raise ValueError(
-      f'init_from finds nothing in {file} for this model, which has {_some(list(here))}; '
-      f'there are {_some(list(filter(_is_weight, there)))}'
+      f'init_from finds nothing in {file} for this model, which has {listed(list(here))}; '
+      f'there are {listed(list(filter(_is_weight, there)))}'
     )
   for name, to in taken.items():
     found, wanted = ((tuple(x.shape), str(x.dtype)) for x in (there[name], here[to]))
@@ -130,8 +130,3 @@ def _read(reader: Any, file: Any, targets: Mapping[str, Any]) -> dict[str, Any]:
   args = ocp.checkpoint_utils.construct_restore_args(item)
   options = ocp.args.PyTreeRestore(item, restore_args=args, partial_restore=True)
   return named(reader.restore(file, args=options))
-
-
-def _some(names: Sequence[str]) -> str:
-  more = f' and {len(names) - NAMED} more' if len(names) > NAMED else ''
-  return ', '.join(names[:NAMED]) + more

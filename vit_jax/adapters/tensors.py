@@ -5,13 +5,15 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import safetensors
+
+from vit_jax.choices import listed
 
 Shape = tuple[tuple[int, ...], np.dtype]
 
@@ -55,7 +57,7 @@ class Tensors(Mapping[str, np.ndarray]):
       ValueError: it is damaged.
     """
     if name not in self.shapes:
-      raise KeyError(f'{self.path} has no array {name!r}; it has {_some(self.shapes)}')
+      raise KeyError(f'{self.path} has no array {name!r}; it has {listed(self.shapes)}')
     try:
       return self._read(name)
     except Exception as e:
@@ -85,7 +87,7 @@ class Tensors(Mapping[str, np.ndarray]):
     depth = len(re.split('[/.]', prefix)) - 1
     pattern = re.compile(rf'(?:[^/.]+[/.]){{{depth}}}[^/.]+(?=[/.])')
     found = {m[0] for tensors in everywhere for name in tensors if (m := pattern.match(name))}
-    raise ValueError(f'{self.path} has nothing under {prefix!r}; there is {_some(sorted(found))}')
+    raise ValueError(f'{self.path} has nothing under {prefix!r}; there is {listed(sorted(found))}')
 
   def _under(self, prefix: str) -> 'Tensors':
     starts = f'{prefix}/', f'{prefix}.'
@@ -285,12 +287,6 @@ _READERS = {
   '.pt': _torch,
   '.pth': _torch,
 }
-
-
-def _some(names: Iterable[str], limit: int = 8) -> str:
-  names = list(names)
-  more = f' and {len(names) - limit} more' if len(names) > limit else ''
-  return (', '.join(map(repr, names[:limit])) or 'nothing') + more
 
 
 def _reason(error: Exception) -> str:

@@ -4,6 +4,7 @@ import os
 import pathlib
 from typing import Any, NamedTuple
 
+from vit_jax.choices import listed
 from vit_jax.data import files, records
 
 # Reading ahead is for whoever reads in order. The buffer, by default a mebibyte, is filled at each
@@ -98,7 +99,7 @@ def _find(path: str) -> list[Shard]:
     named = [Shard(os.path.join(folder, s['file']), s, i) for i in indices for s in i['shards']]
     shards += [s for s in named if wanted is None or s.file in wanted]
   if not shards:
-    there = files.listed(sorted(os.listdir(folders[0])))
+    there = listed(sorted(os.listdir(folders[0])))
     raise FileNotFoundError(
       f'{path} has no index, which `vit_jax prepare` writes last; {folders[0]} has {there}: '
       'prepare a source there, or give the command that was stopped again'

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vit_jax.data.files import listed
+from vit_jax.choices import listed
 
 
 def check_columns(file: str, wanted: dict[str, str | None], there: Sequence[str]) -> None:

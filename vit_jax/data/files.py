@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vit_jax.choices import listed
 from vit_jax.data import splits
 
 # 'train-00000-of-00004', 'part-0', '0000': from where a shard is numbered on.
@@ -98,10 +99,3 @@ def split_name(file: str) -> str:
   """
   stem = os.path.splitext(os.path.basename(file))[0]
   return re.sub(r'[^\w-]', '-', _NUMBER.sub('', stem)) or 'data'
-
-
-def listed(names: Sequence[str], limit: int = 8) -> str:
-  """The first names for a message, in quotes."""
-  shown = ', '.join(repr(name) for name in names[:limit])
-  more = f' and {len(names) - limit} more' if len(names) > limit else ''
-  return (shown or 'nothing') + more

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.choices import check_choice
-from vit_jax.data.files import listed
+from vit_jax.choices import check_choice, listed
 from vit_jax.data.substitute import Load, name
 
 LABELS = ('same', 'offset', 'name')

@@ -17,8 +17,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from vit_jax.choices import listed
 from vit_jax.data import records
-from vit_jax.data.files import listed
 from vit_jax.data.shards import Job, LeftOut, in_workers, write_shard
 
 SHARD_EXAMPLES = 5000  # of a shard by default: half a gigabyte of photographs

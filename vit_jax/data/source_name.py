@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from vit_jax import build
-from vit_jax.data.files import listed
+from vit_jax.choices import listed
 
 SHORT = {
   'array_record': 'data.array_record.ArrayRecord',
