@@ -8,7 +8,37 @@ python benchmarks/ablations.py table OUT [--split validation]
 own, and keeps which examples of the validation and the test split each was right about; what OUT
 has is not run again. `table` prints accuracies and paired differences with a 95 % interval: the
 bootstrap draws the base emoji (Fashion-MNIST: the images) of all splits anew, 2,000 times, with all
-drawings of an emoji together. `average` is of the base run's parameters over the steps.
+drawings of an emoji together. `average` is the moving average of the base run's parameters.
+
+Measured on the test splits (seed 0; nothing was chosen by them; validation says the same). Emoji,
+55 epochs, five draws of the base emoji:
+
+             google                   openmoji                 all four styles
+base         0.569                    0.410                    0.471
+randaugment  -0.095 [-0.123, -0.068]  -0.033 [-0.059, -0.008]  -0.059 [-0.077, -0.043]
+mixup        -0.027 [-0.046, -0.009]  +0.000 [-0.021, +0.020]  -0.016 [-0.026, -0.006]
+background   -0.032 [-0.055, -0.009]  -0.024 [-0.048, -0.002]  -0.021 [-0.034, -0.006]
+longer       +0.054 [+0.035, +0.075]  +0.017 [-0.004, +0.037]  +0.040 [+0.029, +0.053]
+average      +0.002 [-0.003, +0.007]  +0.002 [-0.003, +0.007]  +0.001 [-0.002, +0.004]
+
+10,000 of Fashion-MNIST, 10 epochs: base 0.819; randaugment -0.083 [-0.091, -0.075], mixup -0.013
+[-0.019, -0.008], longer +0.044 [+0.038, +0.050], average -0.001 [-0.002, +0.001]. So short
+trainings do not bear strong augmentation, and what they lack is length.
+
+Equal time, 100 seconds of a core each, on a share of the 10,000 (1-NN is the nearest training image
+in pixels):
+
+                   1%     10%    100%
+1-NN               0.667  0.751  0.804
+vit                0.500  0.598  0.571
+vit, conv stem     0.686  0.797  0.791
+resnet             0.617  0.748  0.757
+
+A plain ViT is behind the ResNet at every share, and not most where data are few: in this time it
+lacks steps (320, against 1,140 with the stem and 535). The stem makes up for it, also at 1 %.
+
+Patches of 8, 4 and 2 pixels without a stem cost 69, 255 and 1,842 ms a step on a core (16, 64 and
+256 tokens). After 4 epochs of the 10,000: 0.744, 0.684, P2.
 """
 
 import argparse

@@ -11,10 +11,12 @@ median of the steps after the first two, in milliseconds.
 Measured on 2 cores (AVX-512) with jax 0.10.2, torch 2.13 and timm 1.0.31:
 
           dtype  batch  ours  timm  timm compiled  times faster
-S/16    float32     16  1586  2612           2631          1.65
-Ti/16   float32     16   533   780            772          1.45
-B/16    float32      4  1321  2310           2358          1.75
-S/16   bfloat16     16  1715  1046           1037          0.60
+S/16    float32     16  1417  2370           2387          1.67
+S/16   bfloat16     16   932  1154           1095          1.17
+Ti/16   float32     16   480   747                         1.55
+Ti/16  bfloat16     16   324   422                         1.30
+B/16    float32      4  1217  2247                         1.85
+B/16   bfloat16      4   766   963                         1.26
 """
 
 import argparse

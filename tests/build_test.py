@@ -103,8 +103,8 @@ def test_an_encoder_of_ones_own_in_our_objective(package):
   ('path', 'message'),
   [
     ('models.vti.ViT', "did you mean 'vit'? modules in vit_jax.models are 'attention', "),
-    ('model.vit.ViT', "did you mean 'models'? packages in vit_jax are 'augment', "),
-    ('quantum.vit.ViT', "'quantum.vit.ViT'; packages in vit_jax are 'augment', "),
+    ('model.vit.ViT', "did you mean 'models'? packages in vit_jax are 'adapters', "),
+    ('quantum.vit.ViT', "'quantum.vit.ViT'; packages in vit_jax are 'adapters', "),
     ('objectives.supervised.Supervise', "did you mean 'Supervised'? vit_jax.objectives.supervised"),
     ('theirs.methods.Method', "did you mean 'method'? modules in theirs are 'method'"),
     ('theirs.method.Methods', "did you mean 'Method'? theirs.method has 'Method'"),
