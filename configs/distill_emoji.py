@@ -3,7 +3,16 @@
 python -m vit_jax.main --config configs/vit_emoji.py:long --workdir /tmp/vit_emoji_long
 python -m vit_jax.main --config configs/distill_emoji.py --workdir /tmp/distill_emoji
 Another teacher: --config.init_from.workdir=..., with its encoder in `config.objective.teacher`.
-Hardware: 2 CPU cores. Not yet measured.
+Hardware: 9 minutes on one CPU core, with other work beside it.
+Measured (seed 0, test accuracy; the student has half the width of the teacher):
+
+                       google  twitter  openmoji  noto-mono
+teacher                 0.667    0.606     0.517      0.470
+student, from labels    0.629    0.575     0.406      0.451
+student, distilled      0.613    0.584     0.460      0.432
+
+From labels, for as many epochs: --config configs/vit_emoji.py --config.total.epochs=110
+--config.objective.encoder.width=64 --config.objective.encoder.mlp_dim=128.
 """
 
 import ml_collections
