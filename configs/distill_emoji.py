@@ -11,8 +11,9 @@ teacher                 0.667    0.606     0.517      0.470
 student, from labels    0.629    0.575     0.406      0.451
 student, distilled      0.613    0.584     0.460      0.432
 
-From labels, for as many epochs: --config configs/vit_emoji.py --config.total.epochs=110
---config.objective.encoder.width=64 --config.objective.encoder.mlp_dim=128.
+From labels, for as many epochs, with the augmentation below: --config configs/vit_emoji.py
+--config.total.epochs=110 --config.objective.encoder.width=64 --config.objective.encoder.mlp_dim=128
+--config.objective.augment='...'.
 """
 
 import ml_collections
