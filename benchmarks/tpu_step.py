@@ -11,10 +11,10 @@ temporaries. NAME=VALUE sets fields of the encoder, as in `depth=2`. It takes mi
 Measured with jax 0.10.2 and libtpu 0.0.42, at 128 images a chip of v5e:2x4:
 
       --accumulate  cycles, millions  temporaries, GB
-S/16             1             107.6             3.91
+S/16             1             107.5             3.91
 S/16             2              83.1             2.08
 B/16             1             262.0             7.89
-B/16             4             212.3             2.79
+B/16             4             212.4             2.80
 
 L/16 at 16 images a chip, compiled with other work beside it:
 
