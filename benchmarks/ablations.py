@@ -38,7 +38,8 @@ A plain ViT is behind the ResNet at every share, and not most where data are few
 lacks steps (320, against 1,140 with the stem and 535). The stem makes up for it, also at 1 %.
 
 Patches of 8, 4 and 2 pixels without a stem cost 69, 255 and 1,842 ms a step on a core (16, 64 and
-256 tokens). After 4 epochs of the 10,000: 0.744, 0.684, 0.658 on test: in equal epochs more tokens do not pay here.
+256 tokens). After 4 epochs of the 10,000: 0.744, 0.684, 0.658 on test; in so few epochs more tokens
+do not pay.
 """
 
 import argparse
