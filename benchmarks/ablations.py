@@ -44,7 +44,6 @@ do not pay.
 
 import argparse
 import concurrent.futures
-import copy
 import os
 import pathlib
 import queue
@@ -62,13 +61,10 @@ DRAWS = 2000
 
 
 def emoji(split):
-  """The recipe of 55 epochs without a random background, on one draw of the bases."""
+  """The recipe of 55 epochs on one draw of the bases."""
   from vit_jax import config as config_lib
 
-  config = copy.deepcopy(config_lib.load(str(ROOT / 'configs/vit_emoji.py'))).unlock()
-  config.objective.augment = config.objective.augment.replace(
-    'background(p=0.1)', 'background(p=0)'
-  )
+  config = config_lib.load(str(ROOT / 'configs/vit_emoji.py')).unlock()
   config.data.source.splits_seed = split
   config.ema = dict(decay=0.998, warmup=True)
   evals = {}
@@ -83,7 +79,7 @@ def fashion(images=IMAGES, epochs=10):
   """The recipe of Fashion-MNIST on its first images."""
   from vit_jax import config as config_lib
 
-  config = copy.deepcopy(config_lib.load(str(ROOT / 'configs/vit_fashion_mnist.py'))).unlock()
+  config = config_lib.load(str(ROOT / 'configs/vit_fashion_mnist.py')).unlock()
   config.data.source.split = f'train[:{images}]'
   config.total = dict(epochs=epochs)
   config.ema = dict(decay=0.998, warmup=True)
@@ -237,7 +233,7 @@ def train_all(out, only, jobs):
 
 
 def read(out, name):
-  """`{(kind, source): (right [N], id [N])}` of a run, by split; None where it has not been run."""
+  """`{'<kind>/<source>': (right [N], id [N])}` of a run; None where it has not been run."""
   file = out / f'{name}.npz'
   if not file.exists():
     return None

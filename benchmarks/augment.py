@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 import tpu_step
 from jax.experimental import topologies
-from PIL import Image
+from randaugment import picture
 
 from vit_jax import augment, sharding, tables
 from vit_jax.data.randaugment import OPERATIONS
@@ -49,12 +49,6 @@ PAIRS = {
 # RandAugment by `vmap` would run every operation on every image and keep one: of its sixteen, the
 # five that move pixels, twice, are the least of it.
 RANDAUGMENT = ' | '.join(['affine(rotate=30)'] * 10)
-
-
-def picture():
-  """Smooth noise, `[224, 224, 3]` uint8."""
-  coarse = np.random.default_rng(0).integers(0, 256, (28, 28, 3), np.uint8)
-  return np.asarray(Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
 def on_host(names, image):
@@ -80,7 +74,7 @@ def seconds(work):
 
 def main():
   tpu = topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x2').devices[0]
-  image = picture()
+  image = picture(SIDE, SIDE)
   batch = jnp.broadcast_to(image / np.float32(255), (BATCH, *image.shape))
   key = jax.random.key(0)
   rows = []

@@ -65,9 +65,9 @@ def race(
   return times
 
 
-def serve(work) -> None:
+def serve(work, clock=time.perf_counter) -> None:
   """In a contender's process: calls `work()` for each line that comes in, answers with its time."""
   for _ in sys.stdin:
-    begun = time.perf_counter()
+    begun = clock()
     work()
-    print(time.perf_counter() - begun, flush=True)
+    print(clock() - begun, flush=True)

@@ -198,10 +198,7 @@ def child(name, folder, side):
       for data in images:
         work(data)
 
-  for _ in sys.stdin:
-    begun = time.process_time()
-    once()
-    print(time.process_time() - begun, flush=True)
+  contenders.serve(once, time.process_time)
 
 
 def main():

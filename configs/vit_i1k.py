@@ -6,9 +6,9 @@ The argument is a variant, and after a comma an augmentation other than the one 
 `configs/vit_i1k.py:B/16,medium2`. The paper also trains with dropout and stochastic depth of 0.1:
 --config.objective.encoder.dropout=0.1 --config.objective.encoder.drop_path=0.1, and with a decay of
 0.03. Hardware: a TPU v3-32 or more. Published: as heat maps (Figure 4), no table.
-Measured here: no accuracy at this scale; XLA estimates the step of B/16 on v5e:2x4, 128 images a
-chip, at 262 million cycles, in 4 micro-batches (`--config.accumulate=4`) at 212 million
-(`benchmarks/tpu_step.py`).
+Measured here: no accuracy at this scale; XLA estimates a step of a B/16 (mean pooling, sin-cos
+positions, no mixing) on v5e:2x4, 128 images a chip, at 262 million cycles, in 4 micro-batches
+(`--config.accumulate=4`) at 212 million (`benchmarks/tpu_step.py`).
 """
 
 import ml_collections

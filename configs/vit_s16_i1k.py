@@ -5,8 +5,9 @@ python -m vit_jax.main --config configs/vit_s16_i1k.py --workdir /tmp/vit_s16_i1
 Longer: --config.total.epochs=300, or 150.
 Published (Table 1, top-1 on the validation set): 76.5% after 90 epochs, 78.5% after 150, 80.0%
 after 300; 90 epochs take under 7 hours on a TPU v3-8.
-Measured here: no accuracy at this scale; XLA estimates the step on v5e:2x4, 128 images a chip in
-two micro-batches, at 83 million cycles and 2.1 GB of temporaries (`benchmarks/tpu_step.py`).
+Measured here: no accuracy at this scale; XLA estimates a step of this ViT (with GELU's tanh form
+and no mixing) on v5e:2x4, 128 images a chip in two micro-batches, at 83 million cycles and 2.1 GB
+of temporaries (`benchmarks/tpu_step.py`).
 """
 
 import ml_collections

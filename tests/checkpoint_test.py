@@ -197,15 +197,8 @@ def test_killed_while_it_saves_it_resumes_from_the_checkpoint_before(mesh, tmp_p
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-  """A file system of 6 MB, which only root can make."""
-  folder = tmp_path / 'disk'
-  folder.mkdir()
-  mount = ['mount', '-t', 'tmpfs', '-o', 'size=6m', 'tmpfs', str(folder)]
-  if subprocess.run(mount, capture_output=True, check=False).returncode:
-    pytest.skip('cannot mount a small file system')
-  yield folder
-  subprocess.run(['umount', '-l', str(folder)], check=True)
+def small_disk(make_disk):
+  return make_disk(megabytes=6)
 
 
 def test_a_full_disk_is_one_sentence_and_the_last_good_checkpoint_stays(mesh, small_disk):

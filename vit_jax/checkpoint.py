@@ -15,6 +15,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from vit_jax import rules
 from vit_jax.choices import check_choice
+from vit_jax.reasons import reason
 from vit_jax.state import TrainState
 
 # Orbax writes pages to the log about a failure that `Checkpoints` raises as one sentence.
@@ -243,11 +244,9 @@ def _mismatches(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
 
 def _reason(error: Exception) -> str:
   """What went wrong, in a few words: Orbax and TensorStore write a page."""
-  text = str(error)
-  if 'No space left on device' in text:
+  if 'No space left on device' in str(error):
     return 'no space left on device'
-  line = next((line.strip() for line in text.splitlines() if line.strip()), '')
-  return (line or type(error).__name__)[:200].rstrip(' .;:')
+  return reason(error)
 
 
 def read_json(file: str | Path) -> Any:

@@ -275,15 +275,8 @@ def test_fsspec_files_that_changed_come_whole(memory):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-  """A file system of 3 MB, which only root can make."""
-  folder = tmp_path / 'disk'
-  folder.mkdir()
-  mount = ['mount', '-t', 'tmpfs', '-o', 'size=3m', 'tmpfs', str(folder)]
-  if subprocess.run(mount, capture_output=True, check=False).returncode:
-    pytest.skip('cannot mount a small file system')
-  yield folder
-  subprocess.run(['umount', '-l', str(folder)], check=True)
+def small_disk(make_disk):
+  return make_disk(megabytes=3)
 
 
 @pytest.mark.parametrize('sized', [True, False])

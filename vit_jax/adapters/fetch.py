@@ -1,8 +1,6 @@
 """Files from elsewhere, in a cache: an interrupted download goes on, a wrong one is removed."""
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax.adapters.remote import Reply, address, is_http, opener, reason_of
+from vit_jax.locks import lock
 
 Progress = Callable[[int, int | None], object]
 
@@ -193,10 +192,5 @@ def _digest(file: Path) -> str:
 def _locked(file: Path) -> Iterator[None]:
   """Waits until no other process is at it."""
   with open(file, 'w') as f:
-    try:
-      fcntl.flock(f, fcntl.LOCK_EX)
-    except OSError as e:
-      # What a file system without locks answers.
-      if e.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-        raise
+    lock(f, wait=True)
     yield

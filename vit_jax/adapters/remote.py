@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import fsspec
 
+from vit_jax.reasons import reason
+
 _TIMEOUT = 60  # seconds without a byte
 _SCHEMES = ('hf', 'https', 'http', 'gs', 's3', 'memory', 'file')
 _HUB_FILE = 'model.safetensors'
@@ -65,9 +67,7 @@ def is_http(url: str) -> bool:
 
 def reason_of(error: object) -> str:
   """What went wrong, in a few words."""
-  text = getattr(error, 'strerror', None) or str(error)
-  line = next((line.strip() for line in text.splitlines() if line.strip()), '')
-  return (line or type(error).__name__)[:200].rstrip(' .;:')
+  return reason(error, getattr(error, 'strerror', None))
 
 
 def _hub_url(location: str) -> str:
@@ -113,8 +113,8 @@ def _http(location: str, url: str) -> Callable[[int], Reply]:
       raise _refused(location, url, e) from None
     except (OSError, ValueError, http.client.HTTPException) as e:
       host = urllib.parse.urlsplit(url).netloc.rpartition('@')[2]
-      reason = reason_of(getattr(e, 'reason', e))
-      raise ConnectionError(f'cannot reach {host} for {location} ({reason})') from None
+      why = reason_of(getattr(e, 'reason', e))
+      raise ConnectionError(f'cannot reach {host} for {location} ({why})') from None
     version = [stream.headers[name] for name in ('ETag', 'Last-Modified') if stream.headers[name]]
     size = stream.headers['Content-Length']
     if stream.status == 206:

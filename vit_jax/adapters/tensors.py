@@ -14,6 +14,7 @@ import numpy as np
 import safetensors
 
 from vit_jax.choices import listed
+from vit_jax.reasons import reason
 
 Shape = tuple[tuple[int, ...], np.dtype]
 
@@ -61,7 +62,7 @@ class Tensors(Mapping[str, np.ndarray]):
     try:
       return self._read(name)
     except Exception as e:
-      raise ValueError(f'{name!r} in {self.path} cannot be read ({_reason(e)})') from e
+      raise ValueError(f'{name!r} in {self.path} cannot be read ({reason(e)})') from e
 
   def __contains__(self, name: object) -> bool:
     return name in self.shapes
@@ -143,7 +144,7 @@ def open_tensors(path: str | Path) -> Tensors:
   except FileNotFoundError:
     raise
   except Exception as e:  # PyTorch's unpickler raises almost anything.
-    raise ValueError(f'{path} cannot be read ({_reason(e)})') from e
+    raise ValueError(f'{path} cannot be read ({reason(e)})') from e
   return tensors if prefix is None else tensors.select(prefix)
 
 
@@ -175,7 +176,7 @@ def _index(path: str) -> Tensors:
     try:
       shards[file] = _safetensors(shard)
     except Exception as e:
-      raise ValueError(f'its shard {file}: {_reason(e)}') from e
+      raise ValueError(f'its shard {file}: {reason(e)}') from e
   for name, file in files.items():
     if name not in shards[file]:
       raise ValueError(f'its shard {file} has no {name!r}')
@@ -208,7 +209,7 @@ def _npy_shape(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Sh
       shape, _, dtype = np.lib.format.read_array_header_1_0(f)
       size = f.tell() + math.prod(shape) * dtype.itemsize
   except Exception as e:
-    raise ValueError(f'{name!r} is no array: {_reason(e)}') from e
+    raise ValueError(f'{name!r} is no array: {reason(e)}') from e
   if dtype.hasobject:
     raise ValueError(f'{name!r} holds Python objects, and reading those can run code')
   if dtype.kind == 'V':
@@ -287,9 +288,3 @@ _READERS = {
   '.pt': _torch,
   '.pth': _torch,
 }
-
-
-def _reason(error: Exception) -> str:
-  """What went wrong, in a few words: PyTorch writes a page."""
-  line = next((line.strip() for line in str(error).splitlines() if line.strip()), '')
-  return (line or type(error).__name__)[:200].rstrip(' .;:')

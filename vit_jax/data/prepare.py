@@ -6,8 +6,6 @@ The index is written last: a split has one or is not prepared.
 """
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import itertools
 import json
@@ -20,6 +18,7 @@ from typing import Any
 from vit_jax.choices import listed
 from vit_jax.data import records
 from vit_jax.data.shards import Job, LeftOut, in_workers, write_shard
+from vit_jax.locks import lock
 
 SHARD_EXAMPLES = 5000  # of a shard by default: half a gigabyte of photographs
 
@@ -213,21 +212,14 @@ def _write_missing(job: Job, entries, num_workers: int, max_share: float, report
         entries[k] = result
 
 
-# What a file system without locks answers.
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-
-
 @contextlib.contextmanager
 def _locked(file: pathlib.Path, folder: pathlib.Path) -> Iterator[None]:
   """Keeps a second run out, which would take this one's files for those of a killed run."""
   with open(file, 'w', encoding='utf-8') as stream:
     try:
-      fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      lock(stream, wait=False)
     except BlockingIOError:
       raise ValueError(f'another `vit_jax prepare` is writing to {folder}; wait for it') from None
-    except OSError as e:
-      if e.errno not in NO_LOCKS:
-        raise
     yield
 
 
