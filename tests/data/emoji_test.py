@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vit_jax.build import build
 from vit_jax.data import emoji
 from vit_jax.data.emoji import Emoji
 
@@ -129,6 +130,140 @@ def test_draw_splits_refuses_a_base_in_two_categories():
     emoji.draw_splits(rows, seed=0)
 
 
+@pytest.mark.parametrize('seed', range(5))
+def test_halves_share_nothing(seed):
+  halves = [Emoji('all', half=half, halves_seed=seed).table() for half in (0, 1)]
+  for key in ('id', 'base', 'subcategory'):
+    a, b = ({row[key] for row in half} for half in halves)
+    assert not a & b
+    assert a | b == {row[key] for row in TABLE}
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_halves_are_about_equal(seed):
+  a, b = (Emoji('all', half=half, halves_seed=seed) for half in (0, 1))
+  # Over 200 seeds the share of half 0 has a mean of 0.499, from 0.450 to 0.544; of one category,
+  # where the mammals are 0.42 of the animals, from 0.29 to 0.70.
+  assert 0.44 < len(a) / (len(a) + len(b)) < 0.56
+  shares = np.bincount(a.labels) / np.bincount(Emoji('all').labels)  # [8]
+  assert shares.shape == (8,) and shares.min() > 0.25 and shares.max() < 0.75
+
+
+def test_halves_are_drawn_by_seed():
+  # Written down when they were drawn: seed 0 has to stay what it is.
+  drawn = [emoji.draw_halves(TABLE, seed=seed) for seed in range(3)]
+  assert drawn[0] != drawn[1] != drawn[2]
+  assert [half.count(0) for half in drawn] == [808, 779, 863]
+  for seed, half in enumerate(drawn):
+    source = Emoji('all', half=1, halves_seed=seed, splits_seed=9)
+    assert source.rows.tolist() == np.flatnonzero(half).tolist()
+  first = dict(zip([row['subcategory'] for row in TABLE], drawn[0], strict=True))
+  activities = {'event': 0, 'award-medal': 1, 'sport': 0, 'game': 1, 'arts & crafts': 1}
+  assert {name: first[name] for name in activities} == activities
+
+
+def test_halves_are_cut_where_they_are_the_most_alike():
+  def share(seed, names, sizes):
+    rows = [
+      {'category': 'x', 'subcategory': name, 'base': f'{name}{i}'}
+      for name, size in zip(names, sizes, strict=True)
+      for i in range(size)
+    ]
+    half_of = dict(
+      zip([r['subcategory'] for r in rows], emoji.draw_halves(rows, seed=seed), strict=True)
+    )
+    return tuple(
+      sum(s for n, s in zip(names, sizes, strict=True) if half_of[n] == h) for h in (0, 1)
+    )
+
+  assert {share(seed, 'ab', (100, 1)) for seed in range(20)} == {(100, 1), (1, 100)}
+  assert {share(seed, 'abcd', (5, 5, 5, 5)) for seed in range(20)} == {(10, 10)}
+  # The large one stands first, last, or between the small ones, where the earlier cut is taken.
+  assert {share(seed, 'abc', (9, 1, 1)) for seed in range(40)} == {(9, 2), (2, 9), (1, 10)}
+  assert share(0, 'a', (3,)) == (3, 0)
+
+
+def test_subcategories_with_a_common_base_are_in_one_half():
+  # A chain: d and a meet through y, a and c through x; the base z of b is alone.
+  pairs = [('a', 'x'), ('b', 'z'), ('c', 'x'), ('d', 'y'), ('a', 'y'), ('e', 'w')]
+  rows = [{'category': 'k', 'subcategory': s, 'base': b} for s, b in pairs]
+  drawn = [emoji.draw_halves(rows, seed=seed) for seed in range(20)]
+  assert all(half[0] == half[2] == half[3] == half[4] for half in drawn)
+  assert all({half[0], half[1], half[5]} == {0, 1} for half in drawn)
+  assert any(half[0] != half[1] for half in drawn) and any(half[1] != half[5] for half in drawn)
+  # In the table there is one such base.
+  of_base = collections.defaultdict(set)
+  for row in TABLE:
+    of_base[row['base']].add(row['subcategory'])
+  several = {base: names for base, names in of_base.items() if len(names) > 1}
+  assert several == {'family': {'family', 'person-symbol'}}
+
+
+@pytest.mark.parametrize('half', [0, 1])
+def test_classes_of_a_half(half):
+  whole = Emoji('train', label='subcategory')
+  source = Emoji('train', half=half, label='subcategory')
+  assert 40 < source.num_classes < 55
+  assert source.classes == tuple(name for name in whole.classes if name in source.classes)
+  for row, label in zip(source.table(), source.labels, strict=True):
+    assert source.classes[label] == row['subcategory']
+  assert Emoji('test', half=half, label='subcategory').classes == source.classes
+  assert Emoji('validation', half=half).classes == Emoji().classes
+
+
+@pytest.mark.parametrize(('splits_seed', 'halves_seed'), [(None, 0), (4, 0), (None, 3)])
+def test_splits_and_halves_from_a_config_share_no_base(splits_seed, halves_seed):
+  seen = collections.Counter()
+  bases, total = set(), 0
+  for split in emoji.SPLITS:
+    whole = Emoji(split, splits_seed=splits_seed)
+    together = []
+    for half in (0, 1):
+      source = build(
+        {
+          'type': 'data.emoji.Emoji',
+          'split': split,
+          'splits_seed': splits_seed,
+          'half': half,
+          'halves_seed': halves_seed,
+        }
+      )
+      assert set(source.labels.tolist()) == set(range(8))
+      own = {row['base'] for row in source.table()}
+      seen.update(own)
+      bases |= own
+      total += len(source)
+      together += source.ids.tolist()
+    assert sorted(together) == whole.ids.tolist()  # a half changes no split
+  assert seen.total() == len(bases) == len({row['base'] for row in TABLE})
+  assert total == 2 * len(TABLE)
+
+
+def test_an_example_of_a_half_is_the_same_as_of_the_whole():
+  whole, source = Emoji('all'), Emoji('validation', half=1)
+  for i in range(0, len(source), 10):
+    example = source[i]
+    same = whole[int(example['id'])]
+    assert set(example) == {'image', 'label', 'id'}
+    for key, value in same.items():
+      np.testing.assert_array_equal(example[key], value)
+      assert example[key].dtype == value.dtype
+    np.testing.assert_array_equal(source.mask(i), whole.mask(int(example['id'])))
+
+
+@pytest.mark.parametrize('fields', [{}, {'half': 0, 'label': 'subcategory'}])
+def test_labels_and_ids_are_those_of_the_examples(fields):
+  source = Emoji('validation', styles=('openmoji', 'google'), **fields)
+  examples = [source[i] for i in range(len(source))]
+  assert [e['label'] for e in examples] == source.labels.tolist()
+  assert [e['id'] for e in examples] == source.ids.tolist()
+
+
+def test_repr():
+  assert repr(Emoji('test')) == "Emoji('test', styles=('google', 'twitter'), label='category')"
+  assert repr(Emoji(half=1)).endswith("label='category', half=1)")
+
+
 @pytest.mark.parametrize('style', emoji.STYLES)
 def test_sheet(style):
   with Image.open(emoji.FOLDER / f'{style}.png') as image:
@@ -225,6 +360,7 @@ def test_an_example_may_be_written_to():
     ({'split': 'dev'}, "unknown split 'dev'; choose from 'train', 'validation', 'test', 'all'"),
     ({'split': 'train+'}, "unknown split ''"),
     ({'label': 'name'}, "unknown label 'name'; choose from 'category', 'subcategory'"),
+    ({'half': 2}, 'unknown half 2; choose from None, 0, 1'),
   ],
 )
 def test_errors_list_the_choices(fields, message):

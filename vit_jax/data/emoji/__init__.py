@@ -13,6 +13,7 @@ import collections
 import csv
 import functools
 import hashlib
+import itertools
 import pathlib
 from collections.abc import Sequence
 
@@ -79,6 +80,45 @@ def draw_splits(rows: Sequence[dict[str, str]], *, seed: int) -> list[str]:
   return [split_of[row['base']] for row in rows]
 
 
+def draw_halves(rows: Sequence[dict[str, str]], *, seed: int) -> list[int]:
+  """The half of each row, 0 or 1: no subcategory and no base emoji is in both.
+
+  Within a category the subcategories are put in the order of the SHA-256 of '<seed>:<subcategory>'
+  and cut in two where the numbers of emoji are the most alike. Each part has at least one, so that
+  both halves hold every category; a category of a single subcategory would be in half 0 alone, but
+  `emoji.csv` has none (flags are not in it). Subcategories with a base in common count as one, by
+  the name of the first: the table has families in `family` and `person-symbol`.
+
+  Args:
+    rows: have 'category', 'subcategory' and 'base', as those of `emoji.csv`.
+    seed: any integer.
+  """
+  group_of = _join_subcategories(rows)
+  sizes: dict[str, collections.Counter[str]] = {}
+  for row in rows:
+    sizes.setdefault(row['category'], collections.Counter())[group_of[row['subcategory']]] += 1
+  half_of = {}
+  for counts in sizes.values():
+    groups = sorted(counts, key=lambda name: hashlib.sha256(f'{seed}:{name}'.encode()).digest())
+    firsts = list(itertools.accumulate(counts[name] for name in groups))  # emoji of a first part
+    cuts = range(1, max(len(groups), 2))
+    cut = min(cuts, key=lambda k: abs(2 * firsts[k - 1] - firsts[-1]))
+    half_of.update({name: int(i >= cut) for i, name in enumerate(groups)})
+  return [half_of[group_of[row['subcategory']]] for row in rows]
+
+
+def _join_subcategories(rows: Sequence[dict[str, str]]) -> dict[str, str]:
+  """For each subcategory the first one that it is joined with by common bases, or itself."""
+  group_of: dict[str, str] = {}
+  first: dict[str, str] = {}  # the subcategory in which a base is met first
+  for row in rows:
+    own = group_of.setdefault(row['subcategory'], row['subcategory'])
+    other = group_of[first.setdefault(row['base'], row['subcategory'])]
+    if own != other:
+      group_of = {name: other if group == own else group for name, group in group_of.items()}
+  return group_of
+
+
 class Emoji:
   """The packaged emoji as a source: `len(source)`, `source[i] -> dict`.
 
@@ -90,19 +130,24 @@ class Emoji:
       whatever the split and the other styles.
 
   The examples of the first style come first, in the order of `emoji.csv`, then those of the second:
-  with n of them in a style, i and i + n are one emoji drawn twice.
+  with n of them in a style, i and i + n are one emoji drawn twice. `labels` and `ids` are those of
+  all examples, [len] each.
 
   Args:
     split: 'train', 'validation', 'test' or 'all', or several joined by '+'.
     styles: any of `STYLES`.
-    label: 'category' (8 classes) or 'subcategory' (95).
+    label: 'category' (8 classes) or 'subcategory' (95, or those of the half, in the same order).
     alpha: keep the alpha channel, so that what lies behind a drawing can be an augmentation.
     background: the RGB colour behind the drawing, 0 to 255, where alpha is False.
     splits_seed: draw the splits anew with this seed; None takes those of `emoji.csv`.
+    half: 0 or 1 keeps one half of the subcategories of every category (see `draw_halves`): to
+      pretrain on one and transfer to the other, which shares no emoji with it. The splits are the
+      same, and each category is in both. None keeps all.
+    halves_seed: of the halves.
 
   Raises:
-    ValueError: an unknown split, style or label (the choices are listed), or a background that is
-      no RGB colour.
+    ValueError: an unknown split, style, label or half (the choices are listed), or a background
+      that is no RGB colour.
   """
 
   def __init__(
@@ -113,6 +158,8 @@ class Emoji:
     alpha: bool = False,
     background: Sequence[int] = (255, 255, 255),
     splits_seed: int | None = None,
+    half: int | None = None,
+    halves_seed: int = 0,
   ):
     rows = read_table()
     parts = split.split('+')
@@ -123,24 +170,32 @@ class Emoji:
     for style in styles:
       check_choice('style', style, STYLES)
     check_choice('label', label, LABELS)
+    check_choice('half', half, (None, 0, 1))
     if len(background) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in background):
       raise ValueError(f'background {background!r} is not three integers from 0 to 255')
     self.split, self.styles, self.label = split, tuple(styles), label
     self.alpha, self.background, self.splits_seed = alpha, tuple(background), splits_seed
+    self.half, self.halves_seed = half, halves_seed
 
     if splits_seed is None:
       splits = [row['split'] for row in rows]
     else:
       splits = draw_splits(rows, seed=splits_seed)
-    self.classes = tuple(dict.fromkeys(row[label] for row in rows))  # in the order of the table
-    keep = [i for i, name in enumerate(splits) if name in parts or 'all' in parts]
-    self.rows = np.array(keep, np.int64)  # [n], rows of the table
+    halves = [None] * len(rows) if half is None else draw_halves(rows, seed=halves_seed)
+    kept = [i for i, drawn in enumerate(halves) if drawn == half]
+    # In the order of the table. All splits of a half have the same ones.
+    self.classes = tuple(dict.fromkeys(rows[i][label] for i in kept))
+    kept = [i for i in kept if splits[i] in parts or 'all' in parts]
+    self.rows = np.array(kept, np.int64)  # [n], rows of the table
     index = {name: i for i, name in enumerate(self.classes)}
-    self.labels = np.array([index[row[label]] for row in rows], np.int32)  # [N]
+    labels = np.array([index[rows[i][label]] for i in kept], np.int32)  # [n]
+    self.labels = np.tile(labels, len(self.styles))  # [len(self)]
+    ids = [STYLES.index(style) * len(rows) + i for style in self.styles for i in kept]
+    self.ids = np.array(ids, np.int64)  # [len(self)]
 
   @property
   def num_classes(self) -> int:
-    """8 categories or 95 subcategories."""
+    """8 categories, or 95 subcategories, fewer in a half."""
     return len(self.classes)
 
   def __len__(self) -> int:
@@ -153,8 +208,7 @@ class Emoji:
       image = image.copy()
     else:
       image = composite(image, self.background)  # [32, 32, 3]
-    number = STYLES.index(style) * len(read_table()) + row
-    return {'image': image, 'label': self.labels[row], 'id': np.int64(number)}
+    return {'image': image, 'label': self.labels[i], 'id': self.ids[i]}
 
   def mask(self, i: int) -> np.ndarray:
     """What example i covers, [32, 32] float32 in [0, 1]: truth for attention and segmentation."""
@@ -167,7 +221,8 @@ class Emoji:
     return [{**rows[row], 'style': style} for style in self.styles for row in self.rows]
 
   def __repr__(self) -> str:
-    return f'Emoji({self.split!r}, styles={self.styles}, label={self.label!r})'
+    half = '' if self.half is None else f', half={self.half}'
+    return f'Emoji({self.split!r}, styles={self.styles}, label={self.label!r}{half})'
 
   def _find(self, i: int) -> tuple[str, int]:
     if not 0 <= i < len(self):
