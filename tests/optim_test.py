@@ -405,6 +405,8 @@ def test_table_states_what_each_got():
   assert rows['encoder/block_1/mlp/kernel'][2:] == (12, 1.0, 0.5, False)
   assert rows['encoder/block_1/mlp/bias'][2:] == (4, 1.0, 0.0, False)
   assert rows['encoder/block_0/mlp/kernel'][2:] == (12, 0.0, 0.0, True)
+  assert optimizer.frozen == {name for name in rows if name.startswith('encoder/block_0/')}
+  assert build().frozen == frozenset()
   text = optim.describe(optimizer.table)
   assert text.endswith('trainable: 30 in 6 arrays\nfrozen: 19 in 3 arrays')
 

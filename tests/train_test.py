@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from vit_jax import config as config_lib
@@ -289,6 +290,78 @@ def test_which_evaluators_see_the_average(monkeypatch):
     config.evals.test_ema = config.evals.test
   with pytest.raises(ValueError, match=r'evals\.test_ema has the name of what evals\.test gives'):
     experiment.build_evals(experiment.setup(config))
+
+
+# -- A frozen encoder.
+
+
+def probe(**fields):
+  """`tiny` with a head alone to train: each step takes the gradient off, and does nothing else."""
+  config = tiny()
+  with config.unlocked():
+    config.update(fields)
+    config.evals, config.checkpoint.best = {}, None
+    config.objective.augment = ''
+    config.optimizer = dict(
+      name='sgd',
+      learning_rate=1.0,
+      schedule='constant',
+      options=dict(momentum=0.0),
+      freeze=('encoder/.*',),
+    )
+  return config
+
+
+def steps_of(made):
+  """The step that computes all gradients, that which computes those of the head, and arguments."""
+  rng = np.random.default_rng(0)
+  make, _ = experiment.prepare_state(made)
+  batch = jax.tree.map(lambda x: rng.integers(0, 10, x.shape).astype(x.dtype), made.batch_spec)
+  state = make()
+  # The head begins at zero, and nothing would come through to the encoder.
+  moved = jax.tree.map(
+    lambda x: x + rng.normal(scale=0.1, size=x.shape).astype(x.dtype), state.params
+  )
+  steps = [
+    train.make_train_step(made.objective, made.optimizer.tx, made.accumulate, None, frozen)
+    for frozen in ((), made.optimizer.frozen)
+  ]
+  return steps, state.replace(params=moved), batch
+
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_frozen_parameters_cost_no_gradient(accumulate):
+  made = experiment.setup(probe(accumulate=accumulate))
+  with jax.set_mesh(made.mesh):
+    steps, *arguments = steps_of(made)
+    every, head = (jax.jit(step).lower(*arguments).compile() for step in steps)
+    assert head.cost_analysis()['flops'] < every.cost_analysis()['flops'] / 2
+    (expected, norms), (after, norms_of_head) = every(*arguments), head(*arguments)
+  assert_same_bits(after.params['encoder'], arguments[0].params['encoder'])
+  for a, b in zip(leaves(after.params['head']), leaves(expected.params['head']), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+  assert 0 < norms_of_head['grad_norm'] < 0.99 * norms['grad_norm']
+
+
+def test_to_freeze_changes_no_bit_of_a_step():
+  made = experiment.setup(probe())
+  with jax.set_mesh(made.mesh):
+    steps, *arguments = steps_of(made)
+    # One operation after another: XLA fuses a smaller program in another way, and rounds so.
+    (expected, _), (after, _) = (step(*arguments) for step in steps)
+  assert_same_bits(after, expected)
+  assert_same_bits(after.params['encoder'], arguments[0].params['encoder'])
+  assert not np.array_equal(leaves(after.params['head'])[1], leaves(arguments[0].params['head'])[1])
+
+
+def test_the_norm_of_a_run_is_that_of_what_it_trains(tmp_path):
+  one, two = (
+    train.train_and_evaluate(probe(total=dict(steps=steps)), tmp_path / str(steps))
+    for steps in (1, 2)
+  )
+  moved = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), one.params, two.params)
+  norm = metrics.read(tmp_path / '2')[-1]['train/grad_norm']
+  assert norm == pytest.approx(float(optax.tree.norm(moved)), rel=1e-4)
 
 
 PROCESS = """

@@ -13,7 +13,7 @@ The fields of `config.optimizer` with their defaults; a field that is None has i
   weight_decay    0.0        the coefficient; its form is the optimizer's, see `optimizers`
   decay           kernels: 1 rules (pattern, factor on `weight_decay`); unmatched: 0
   multiplier      ()         rules (pattern, factor on the whole update, decay too); unmatched: 1
-  freeze          ()         patterns: no update, no optimizer state, no part in the clipped norm
+  freeze          ()         patterns: no gradient, update or optimizer state, no part in a norm
   clip            none       largest global norm of the gradient, before anything else sees it
 
 A pattern is a regular expression that must match a parameter's whole name, such as
@@ -64,6 +64,11 @@ class Optimizer(NamedTuple):
   tx: optax.GradientTransformation
   schedule: optax.Schedule
   table: list[Row]
+
+  @property
+  def frozen(self) -> frozenset[str]:
+    """Names of the parameters that `tx` leaves as they are, whatever their gradients."""
+    return frozenset(row.name for row in self.table if row.frozen)
 
 
 def build_optimizer(

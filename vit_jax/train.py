@@ -4,7 +4,7 @@ import collections
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
-from vit_jax import experiment, microbatches, sharding, workdirs
+from vit_jax import experiment, microbatches, rules, sharding, workdirs
 from vit_jax.arrays import Array, Batch
 from vit_jax.average import Average
 from vit_jax.checkpoint import Checkpoints
@@ -36,25 +36,31 @@ def make_train_step(
   tx: optax.GradientTransformation,
   accumulate: int = 1,
   average: Average | None = None,
+  frozen: Collection[str] = (),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
   """Makes the step `(state, batch) -> (state, metrics)`, the same for every method; not yet jitted.
 
-  The metrics are scalars over the global batch: the loss, the norm of its gradient, and what the
-  objective reports, averaged.
+  The metrics are scalars over the global batch: the loss, the norm of its gradient by what is
+  trained, and what the objective reports, averaged.
 
   Args:
     objective: the method.
     tx: the optimizer.
     accumulate: micro-batches that a batch is split into; `microbatches.check` says where it may be.
     average: of the parameters, kept in `state.ema`; None for none.
+    frozen: names of parameters that `tx` leaves as they are: constants of the loss, whose gradients
+      are zero and cost nothing.
   """
+
+  def freeze(path: Any, leaf: Array) -> Array:
+    return jax.lax.stop_gradient(leaf) if rules.name(path) in frozen else leaf
 
   def gradient(
     params: Any, model_state: Any, batch: Batch, rng: Array
   ) -> tuple[Any, dict[str, Array], Any]:
     def loss_fn(params: Any) -> tuple[Array, Any]:
       (loss, metrics), new = objective.apply(
-        {'params': params, **model_state},
+        {'params': jax.tree.map_with_path(freeze, params), **model_state},
         batch,
         train=True,
         rngs=streams(rng),
@@ -165,14 +171,16 @@ class Loop:
       save_every: steps between two checkpoints; None saves at the end only.
       profile: the steps to trace.
     """
-    config = made.config
+    config, optimizer = made.config, made.optimizer
     self.made, self.checkpoints, self.save_every = made, checkpoints, save_every
     self.profile = profile
     self.log_every = made.steps((config.get('log') or {}).get('every'), 'log.every') or 50
     self.evals = experiment.build_evals(made)
     self.hooks = experiment.build_periodic(made, 'hooks')
     self.train_step = jax.jit(
-      make_train_step(made.objective, made.optimizer.tx, made.accumulate, made.average),
+      make_train_step(
+        made.objective, optimizer.tx, made.accumulate, made.average, optimizer.frozen
+      ),
       donate_argnums=0,
       out_shardings=(
         jax.tree.map(lambda leaf: leaf.sharding, like),
