@@ -16,10 +16,16 @@ def shapes(model, side):
   return nn.unbox(jax.eval_shape(init, image))['params']
 
 
-# With a head of 1000 classes, as in timm's vit_base_r50_s16_224 and vit_small_r26_s32_224.
+# With a head of 1000 classes, as in timm's vit_base_r50_s16_224, vit_small_r26_s32_224,
+# vit_large_r50_s32_224 and vit_tiny_r_s16_p8_224, whose patches are of 32 pixels.
 @pytest.mark.parametrize(
   ('variant', 'width', 'count', 'grid'),
-  [('R50+B/16', 768, 98_659_112, (14, 14)), ('R26+S/32', 384, 36_431_912, (7, 7))],
+  [
+    ('R50+B/16', 768, 98_659_112, (14, 14)),
+    ('R26+S/32', 384, 36_431_912, (7, 7)),
+    ('R50+L/32', 1024, 328_994_856, (7, 7)),
+    ('R+Ti/32', 192, 6_337_704, (7, 7)),
+  ],
 )
 def test_parameter_count(variant, width, count, grid):
   model = ViT(variant)
@@ -31,8 +37,8 @@ def test_parameter_count(variant, width, count, grid):
 
 
 def test_a_larger_patch_is_taken_from_the_feature_map():
-  kernel = shapes(ViT('R50+S/32'), 64)['embedding']['kernel']
-  assert kernel.shape == (2, 2, 1024, 384)
+  kernel = shapes(ViT('R50+S/48'), 96)['embedding']['kernel']
+  assert kernel.shape == (3, 3, 1024, 384)
 
 
 def numpy_conv(x, kernel, stride):

@@ -324,7 +324,7 @@ def test_initial_scales_are_the_published_ones():
     (dict(SMALL, remat='all'), "unknown remat 'all'; choose from 'none', 'full', 'dots', "),
     (dict(SMALL, registers=-1), 'registers must be 0 or more, got -1'),
     (dict(SMALL, patch_dropout=1.0), 'patch_dropout is a probability below 1, not 1.0'),
-    (dict(variant='R18+B/16'), "unknown ResNet 'R18'; choose from 'R26', 'R50'"),
+    (dict(variant='R18+B/16'), "unknown ResNet 'R18'; choose from 'R', 'R26', 'R50'"),
     (dict(variant='R26+S/16'), 'patch_size 16 is not a multiple of 32'),
     (dict(SMALL, drop_path=1.0), 'drop_path is a probability below 1, not 1.0'),
   ],

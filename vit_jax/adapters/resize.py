@@ -1,17 +1,15 @@
 """Position embeddings for another grid and patch kernels for another patch size, on the host.
 
-Every resize here is `rows @ x @ columns.T`: interpolation is linear and works on each axis alone,
-so two small matrices say all of it. They are built and multiplied in double precision, and the
-result is rounded once, to the type of what came in.
+Both are products with the matrices of `models/interpolation.py`, in double precision; the result
+is rounded once, to the type of what came in.
 """
 
 import math
-from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 
 from vit_jax.choices import check_choice
+from vit_jax.models.interpolation import PATCH_METHODS, POSITION_METHODS, resize_grid
 
 
 def resize_positions(
@@ -51,7 +49,7 @@ def resize_positions(
   others, patches = np.split(positions, [prefix], axis=-2)
   width = positions.shape[-1]
   rows, columns = map(POSITION_METHODS[method], grid, new_grid)
-  patches = _apply(rows, columns, patches.reshape(*grid, width))  # [h', w', D]
+  patches = resize_grid(rows, columns, patches.reshape(*grid, width))  # [h', w', D]
   patches = patches.reshape(*positions.shape[:-2], -1, width)
   return np.concatenate([others, patches], axis=-2)
 
@@ -92,7 +90,7 @@ def resize_patches(
     np.linalg.pinv(PATCH_METHODS[method](old, new).T)
     for old, new in zip(kernel.shape[:2], size, strict=True)
   )
-  return _apply(rows, columns, kernel)
+  return resize_grid(rows, columns, kernel)
 
 
 def _check_positions(
@@ -119,63 +117,3 @@ def _check_positions(
     f'{prefix} has {prefix + math.prod(grid)}; of square grids, '
     + (' or '.join(fits) + ' would fit' if fits else 'none fits with a prefix of 8 or less')
   )
-
-
-def _apply(rows: np.ndarray, columns: np.ndarray, x: np.ndarray) -> np.ndarray:
-  """`[h', h]`, `[w', w]` and `[h, w, ...]` to `[h', w', ...]`, in the type of x."""
-  out = np.einsum('ih,jw,hw...->ij...', rows, columns, x.astype(np.float64), optimize=True)
-  return out.astype(x.dtype)
-
-
-def _triangle(x: np.ndarray) -> np.ndarray:
-  return np.maximum(1 - np.abs(x), 0)
-
-
-def _cubic(x: np.ndarray, slope: float) -> np.ndarray:
-  """Keys's kernel of 1981, whose slope is `slope` one pixel from its centre."""
-  x = np.abs(x)
-  near = (slope + 2) * x**3 - (slope + 3) * x**2 + 1
-  far = slope * (x**3 - 5 * x**2 + 8 * x - 4)
-  return np.where(x < 1, near, np.where(x < 2, far, 0))
-
-
-def _from_edges(
-  size: int, new_size: int, *, kernel: Callable[[np.ndarray], np.ndarray], antialias: bool
-) -> np.ndarray:
-  """Interpolation with the outer edges of the pixels kept, `[new_size, size]`.
-
-  PyTorch's `align_corners=False`. Its two ways differ past the edge too: plain interpolation sees
-  the last pixel repeated, antialiasing sees nothing there and divides by the weights that remain.
-  """
-  scale = size / new_size
-  centers = ((np.arange(new_size) + 0.5) * scale - 0.5)[:, None]  # in old pixels
-  if antialias:
-    weights = kernel((np.arange(size) - centers) / max(scale, 1))
-    return weights / weights.sum(axis=1, keepdims=True)
-  reach = 2  # no kernel here is wider
-  weights = kernel(np.arange(-reach, size + reach) - centers)
-  matrix = weights[:, reach:-reach].copy()
-  matrix[:, 0] += weights[:, :reach].sum(axis=1)
-  matrix[:, -1] += weights[:, -reach:].sum(axis=1)
-  return matrix
-
-
-def _from_corners(size: int, new_size: int) -> np.ndarray:
-  """Linear interpolation with the centres of the first and last pixel kept, `[new_size, size]`."""
-  step = (size - 1) / max(new_size - 1, 1)
-  # Rounding can put the last place past the last pixel, where SciPy's default reads zeros.
-  places = np.minimum(np.arange(new_size) * step, size - 1)[:, None]
-  return _triangle(np.arange(size) - places)
-
-
-# PyTorch's slopes: PIL's with antialiasing, OpenCV's without.
-_SMOOTH = partial(_from_edges, kernel=partial(_cubic, slope=-0.5), antialias=True)
-POSITION_METHODS = {
-  'bicubic': _SMOOTH,
-  'bicubic_plain': partial(_from_edges, kernel=partial(_cubic, slope=-0.75), antialias=False),
-  'bilinear_zoom': _from_corners,
-}
-PATCH_METHODS = {
-  'bilinear': partial(_from_edges, kernel=_triangle, antialias=False),
-  'bicubic': _SMOOTH,
-}

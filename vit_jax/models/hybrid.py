@@ -10,13 +10,20 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vit_jax.arrays import Array
+from vit_jax.choices import check_choice
 
 init = nn.initializers
 logical = nn.with_logical_partitioning
 
-# Bottleneck blocks a stage. R50's fourth stage went into the third, so that both end at 1/16.
-# Appendix B.1 and Table 3, arXiv:2106.10270.
-STEMS = {'R26': (2, 2, 2, 2), 'R50': (3, 4, 9)}
+# Bottleneck blocks a stage, by the largest stride that divides the patch. For patches of 16, R50's
+# fourth stage went into the third: Section 4.1, arXiv:2010.11929. R is the first convolution and
+# pooling alone: Section 3.2, arXiv:2106.10270.
+STEMS = {'R': ((),), 'R26': ((2, 2, 2, 2),), 'R50': ((3, 4, 6, 3), (3, 4, 9))}
+
+
+def stride_of(blocks: tuple[int, ...]) -> int:
+  """Pixels of the image, along a side, to one behind a ResNet of so many blocks a stage."""
+  return 4 * 2 ** max(len(blocks) - 1, 0)
 
 
 class StdConv(nn.Module):
@@ -98,7 +105,7 @@ class ResNetStem(nn.Module):
   """A 7x7 convolution and pooling, each of stride 2, then stages, each but the first of stride 2.
 
   Attributes:
-    blocks: bottleneck blocks of each stage, such as `STEMS['R50']`.
+    blocks: bottleneck blocks of each stage; those of `STEMS` were published.
     width: channels after the first convolution.
     dtype: of the computation.
   """
@@ -112,11 +119,11 @@ class ResNetStem(nn.Module):
   @property
   def stride(self) -> int:
     """Pixels of the image, along a side, to one of the output."""
-    return 4 * 2 ** (len(self.blocks) - 1)
+    return stride_of(self.blocks)
 
   @nn.compact
   def __call__(self, image: Array) -> Array:
-    """`[B, H, W, C]` to `[B, H / stride, W / stride, 4 width 2^(stages - 1)]`."""
+    """`[B, H, W, C]` to `[B, H / stride, W / stride, 4 width 2^(stages - 1)]`; `width` if none."""
     x = StdConv(self.width, 7, 2, self.dtype, name=self.FIRST)(image)
     x = nn.relu(group_norm('norm_root', self.dtype)(x))
     x = nn.max_pool(x, (3, 3), strides=(2, 2), padding='SAME')
@@ -126,3 +133,18 @@ class ResNetStem(nn.Module):
         name = f'stage_{i}_block_{j}'
         x = Bottleneck(self.width * 2**i, stride, self.dtype, name=name)(x)
     return x
+
+
+def published_stem(name: str, patch: tuple[int, int]) -> tuple[int, ...]:
+  """The blocks of a published ResNet below patches of this size.
+
+  Raises:
+    ValueError: an unknown name, or a patch that is no multiple of its stride.
+  """
+  choices = STEMS[check_choice('ResNet', name, STEMS)]
+  for blocks in choices:
+    if all(p % stride_of(blocks) == 0 for p in patch):
+      return blocks
+  raise ValueError(
+    f'patch_size {patch[0]} is not a multiple of {stride_of(choices[-1])}, the stride of {name!r}'
+  )

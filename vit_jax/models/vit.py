@@ -1,5 +1,6 @@
 """Vision Transformer. Dosovitskiy et al. 2020, arXiv:2010.11929."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,9 +14,10 @@ from vit_jax.choices import check_choice
 from vit_jax.models.attention import IMPLEMENTATIONS, layer_norm
 from vit_jax.models.conv_stem import ConvStem
 from vit_jax.models.features import Features
-from vit_jax.models.hybrid import STEMS, ResNetStem
+from vit_jax.models.hybrid import ResNetStem, published_stem
+from vit_jax.models.interpolation import POSITION_METHODS
 from vit_jax.models.pooling import MapHead
-from vit_jax.models.positions import sincos2d
+from vit_jax.models.positions import resize_grid, sincos2d
 from vit_jax.models.stack import REMAT, apply_blocks
 from vit_jax.models.transformer import ACTIVATIONS
 
@@ -64,8 +66,17 @@ class ViT(nn.Module):
       patch sees a larger surrounding; () for none. arXiv:2106.14881.
     pooling: `token`, a class token; `mean` over the tokens; or `map`, attention by a learned query.
       Only `token` has a class token.
-    positions: `learned`, one vector a token, the class token's included, so that the grid is fixed
-      by the first image; or `sincos2d`, fixed and for any grid, none on the class token.
+    positions: `learned`, one vector a token, the class token's included; or `sincos2d`, fixed and
+      for any grid, none on the class token.
+    grid: of the learned positions, `(height, width)` in patches; images of another grid then get
+      them interpolated, so that a model can be tested at other resolutions. None: the grid of the
+      first image, and no other is taken.
+    position_resize: how: `bicubic`, `bicubic_plain` or `bilinear_zoom`; see
+      `adapters.resize.resize_positions`.
+    pre_norm: a LayerNorm of all tokens before the first block, as CLIP's. Section 2.4,
+      arXiv:2103.00020.
+    norm_after_pooling: whether the last LayerNorm is that of the mean over the tokens, and not of
+      the tokens; for `mean` only. Section A.4, arXiv:2111.06377.
     registers: learned tokens beside the patches, which no output shows. arXiv:2309.16588.
     pre_logits: features of the dense layer and tanh between pooling and head, in which the paper
       pre-trains (Section 3.1); None for none.
@@ -99,6 +110,10 @@ class ViT(nn.Module):
   conv_stem: Sequence[int] = ()
   pooling: str = 'token'
   positions: str = 'learned'
+  grid: Sequence[int] | None = None
+  position_resize: str = 'bicubic'
+  pre_norm: bool = False
+  norm_after_pooling: bool = False
   registers: int = 0
   pre_logits: int | None = None
   dropout: float = 0.0
@@ -116,6 +131,7 @@ class ViT(nn.Module):
   def __post_init__(self) -> None:
     check_choice('pooling', self.pooling, POOLINGS)
     check_choice('positions', self.positions, POSITIONS)
+    check_choice('position_resize', self.position_resize, POSITION_METHODS)
     check_choice('attention', self.attention, IMPLEMENTATIONS)
     check_choice('activation', self.activation, ACTIVATIONS)
     check_choice('remat', self.remat, REMAT)
@@ -125,6 +141,13 @@ class ViT(nn.Module):
     for field in ('dropout', 'drop_path', 'patch_dropout'):
       if not 0 <= getattr(self, field) < 1:
         raise ValueError(f'{field} is a probability below 1, not {getattr(self, field)}')
+    if self.norm_after_pooling and self.pooling != 'mean':
+      raise ValueError(f"norm_after_pooling is for pooling 'mean', not {self.pooling!r}")
+    if self.grid is not None:
+      if self.positions != 'learned':
+        raise ValueError(f'positions {self.positions!r} are for any grid; leave grid out')
+      if len(self.grid) != 2 or min(self.grid) < 1:
+        raise ValueError(f'grid is (height, width) in patches, not {self.grid!r}')
     size = self.size
     if self.registers < 0:
       raise ValueError(f'registers must be 0 or more, got {self.registers}')
@@ -177,8 +200,7 @@ class ViT(nn.Module):
     if plus and self.conv_stem:
       raise ValueError(f'{self.variant!r} has a ResNet in the place of a conv_stem')
     if plus:
-      blocks = STEMS[check_choice('ResNet', name, STEMS)]
-      return ResNetStem(blocks, dtype=dtype, parent=None, name='resnet')
+      return ResNetStem(published_stem(name, self.patch), dtype=dtype, parent=None, name='resnet')
     if self.conv_stem:
       return ConvStem(tuple(self.conv_stem), self.ln_eps, dtype, parent=None, name='conv_stem')
     return None
@@ -204,8 +226,9 @@ class ViT(nn.Module):
 
     Returns:
       `Features` in the compute dtype: `pooled` `[B, D]` (`[B, pre_logits]` where asked for),
-      `tokens` `[B, N, D]` after the final LayerNorm, and `blocks`, an `[B, N, D]` for each that was
-      asked for, before it. Of the K patches that were kept, where some were not; without grid.
+      `tokens` `[B, N, D]` after the final LayerNorm, unless that is after pooling, and `blocks`, an
+      `[B, N, D]` for each that was asked for, before it. Of the K patches that were kept, where
+      some were not; without grid.
 
     Raises:
       ValueError: an image that the patch does not divide, that is not float, or that has another
@@ -225,6 +248,8 @@ class ViT(nn.Module):
     patches = x.shape[1]
     x = jnp.concatenate([*others, x], axis=1)  # [B, L, D]
     x = nn.Dropout(self.dropout)(x, deterministic=not train)
+    if self.pre_norm:
+      x = layer_norm('pre_norm', self.ln_eps, jnp.dtype(self.dtype))(x)
     x, after = apply_blocks(
       x,
       train,
@@ -243,9 +268,11 @@ class ViT(nn.Module):
       ln_eps=self.ln_eps,
       dtype=jnp.dtype(self.dtype),
     )
-    x = layer_norm('norm', self.ln_eps, jnp.dtype(self.dtype))(x)
+    norm = layer_norm('norm', self.ln_eps, jnp.dtype(self.dtype))
+    if not self.norm_after_pooling:
+      x = norm(x)
     return Features(
-      pooled=self._pool(x, patches),
+      pooled=self._pool(x, patches, norm),
       tokens=x[:, -patches:],
       blocks=tuple(b[:, -patches:] for b in after),
       grid=tuple(grid) if keep is None else None,
@@ -284,7 +311,7 @@ class ViT(nn.Module):
 
     These are the class token, which has a learned position too, and the registers, which have none.
     """
-    batch, patches, width = x.shape
+    batch, _, width = x.shape
     others = []
     if self.pooling == 'token':
       cls = self.param('cls', logical(init.zeros, (None, None, 'embed')), (1, 1, width))
@@ -293,14 +320,17 @@ class ViT(nn.Module):
       x = x + sincos2d(*grid, width).astype(x.dtype)
     else:
       pos_init = logical(init.normal(0.02), (None, None, 'embed'))
-      shape = (1, len(others) + patches, width)
+      stated = tuple(self.grid or grid)
+      shape = (1, len(others) + math.prod(stated), width)
       try:
         pos = self.param('pos_embedding', pos_init, shape)
       except flax.errors.ScopeParamShapeError:
         raise ValueError(
-          f'the learned positions are for another number of tokens than {grid[0]}x{grid[1]} patches'
+          f'the learned positions are for another number of tokens than {grid[0]}x{grid[1]} '
+          'patches; set grid to theirs to have them interpolated'
         ) from None
-      x = x + pos[:, -patches:].astype(x.dtype)
+      patch_pos = resize_grid(pos[:, len(others) :], stated, grid, self.position_resize)
+      x = x + patch_pos.astype(x.dtype)
       others = [token + pos[:, :1] for token in others]
     if self.registers:
       reg_init = logical(init.normal(0.02), (None, None, 'embed'))
@@ -315,13 +345,14 @@ class ViT(nn.Module):
     drawn = jax.random.uniform(self.make_rng('dropout'), (batch, patches))
     return jnp.sort(jax.lax.top_k(drawn, count)[1], axis=1)
 
-  def _pool(self, x: Array, patches: int) -> Array:
+  def _pool(self, x: Array, patches: int, norm: nn.LayerNorm) -> Array:
     """`[B, L, D]` to `[B, D]` or `[B, pre_logits]`; registers are not looked at."""
     size, dtype = self.size, jnp.dtype(self.dtype)
     if self.pooling == 'token':
       x = x[:, 0]
     elif self.pooling == 'mean':
       x = x[:, -patches:].mean(axis=1)
+      x = norm(x) if self.norm_after_pooling else x
     else:
       x = MapHead(
         size.mlp_dim,
