@@ -22,6 +22,7 @@ setup(
   package_dir={'': '.'},  # an editable install is then one path, without setuptools' warning
   package_data={
     'vit_jax': ['*.css', '*.js'],
+    'vit_jax.adapters': ['*.csv'],
     'vit_jax.data.emoji': ['*.png', '*.csv', '*.md', 'LICENSE-*'],
   },
   install_requires=[
@@ -52,6 +53,7 @@ setup(
       *FAST,
       # Peers that the models are compared with; any CPU build of PyTorch will do.
       'torch==2.13.0',
+      'timm==1.0.31',
       'transformers==5.23.0',
     ],
     'fast': FAST,

@@ -1,5 +1,6 @@
 """Eight simulated CPU devices, and compiled programs kept between runs."""
 
+import importlib.util
 import os
 import subprocess
 import tempfile
@@ -16,6 +17,27 @@ os.environ.setdefault(
   'JAX_COMPILATION_CACHE_DIR', str(Path(tempfile.gettempdir()) / f'vit_jax_tests_{os.getuid()}')
 )
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
+
+
+def _let_torchvision_be_imported() -> None:
+  """Declares the operators that torchvision describes to PyTorch when it is imported.
+
+  The package index has it built for GPUs, and beside a CPU build of PyTorch its operators do not
+  load. timm and transformers import it, and the models here use none of them.
+  """
+  if not all(map(importlib.util.find_spec, ('torch', 'torchvision'))):
+    return
+  import torch
+
+  try:
+    import torchvision  # noqa: F401
+  except RuntimeError:
+    for name in ('nms', 'qnms'):
+      schema = '(Tensor boxes, Tensor scores, float threshold) -> Tensor'
+      torch.library.define(f'torchvision::{name}', schema)
+
+
+_let_torchvision_be_imported()
 
 
 @pytest.fixture

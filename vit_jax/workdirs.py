@@ -82,6 +82,7 @@ def start(workdir: str | Path, made: 'Experiment') -> None:
       'parameters': sum(row['size'] for row in rows),
       'steps': made.total_steps,
       'examples': len(made.source),
+      'batch': {name: list(x.shape) for name, x in made.batch_spec.items()},
       'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
       'processes': jax.process_count(),
       'versions': {

@@ -1,6 +1,7 @@
 """ViT against its published sizes and a slow version in NumPy."""
 
 import itertools
+import json
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import scipy.special
 
+from vit_jax.adapters.resize import resize_positions
+from vit_jax.models.interpolation import POSITION_METHODS
 from vit_jax.models.positions import sincos2d
 from vit_jax.models.vit import VARIANTS, ViT
 
@@ -102,7 +105,7 @@ def numpy_mlp(x, p):
   return x @ p['fc_2']['kernel'] + p['fc_2']['bias']
 
 
-def numpy_vit(image, p, *, patch, pooling):
+def numpy_vit(image, p, *, patch, pooling, norm_after_pooling=False):
   """Pooled features, tokens, and what comes out of the first block."""
   one = {'scale': 1.0}
   p = jax.tree.map(np.float64, p)
@@ -119,6 +122,8 @@ def numpy_vit(image, p, *, patch, pooling):
   x = x + p['pos_embedding']
   if 'registers' in p:
     x = np.concatenate([x[:, :-n], np.repeat(p['registers'], len(x), 0), x[:, -n:]], 1)
+  if 'pre_norm' in p:
+    x = numpy_norm(x, p['pre_norm'])
   after = []
   for i in range(2):
     block = p[f'block_{i}']
@@ -128,7 +133,8 @@ def numpy_vit(image, p, *, patch, pooling):
     y = numpy_mlp(numpy_norm(x, block['norm_2']), block['mlp'])
     x = x + y * block.get('scale_2', one)['scale']
     after.append(x[:, -n:])
-  x = numpy_norm(x, p['norm'])
+  if not norm_after_pooling:
+    x = numpy_norm(x, p['norm'])
   x = x if pooling == 'token' else x[:, -n:]
   if pooling == 'map':
     head = p['map_head']
@@ -136,6 +142,8 @@ def numpy_vit(image, p, *, patch, pooling):
     pooled = (y + numpy_mlp(numpy_norm(y, head['norm']), head['mlp']))[:, 0]
   else:
     pooled = x.mean(1) if pooling == 'mean' else x[:, 0]
+  if norm_after_pooling:
+    pooled = numpy_norm(pooled, p['norm'])
   if 'pre_logits' in p:
     pooled = np.tanh(pooled @ p['pre_logits']['kernel'] + p['pre_logits']['bias'])
   return pooled, x[:, -n:], after[0]
@@ -153,12 +161,18 @@ OPTIONS = dict(registers=3, layer_scale=0.1, qk_norm=True)
     ('token', (4, 4), OPTIONS),
     ('mean', (4, 4), OPTIONS),
     ('map', (4, 4), dict(registers=1)),
+    ('token', (4, 4), dict(registers=2, pre_norm=True)),
+    ('mean', (2, 6), dict(registers=1, norm_after_pooling=True)),
+    ('mean', (4, 4), dict(pre_norm=True, norm_after_pooling=True, pre_logits=5)),
   ],
 )
 def test_equals_numpy(pooling, patch, fields):
   model = ViT(**{**SMALL, 'patch_size': patch}, pooling=pooling, **fields)
   params = random_params(model)
-  pooled, tokens, first = numpy_vit(IMAGE, params, patch=patch, pooling=pooling)
+  after_pooling = fields.get('norm_after_pooling', False)
+  pooled, tokens, first = numpy_vit(
+    IMAGE, params, patch=patch, pooling=pooling, norm_after_pooling=after_pooling
+  )
   out = apply(model, params, blocks=(0, -1))
   np.testing.assert_allclose(out.blocks[0], first, atol=1e-5)
   assert out.blocks[1].shape == out.tokens.shape
@@ -176,6 +190,103 @@ def test_sincos2d_are_learned_positions_at_fixed_values():
   np.testing.assert_allclose(apply(fixed, params).tokens, same.tokens, atol=1e-5)
   wide = np.concatenate([IMAGE, IMAGE], axis=2)
   assert apply(fixed, params, wide).grid == (2, 6)
+
+
+def shapes(model, image_shape=IMAGE.shape):
+  return jax.tree.map(lambda leaf: leaf.shape, nn.unbox(abstract_params(model, image_shape)))
+
+
+def test_parameters_of_the_norms():
+  plain = shapes(ViT(**SMALL, pooling='mean'))
+  assert plain.keys() == {'embedding', 'pos_embedding', 'block_0', 'block_1', 'norm'}
+  with_norm = shapes(ViT(**SMALL, pooling='mean', pre_norm=True))
+  assert with_norm == {**plain, 'pre_norm': {'scale': (16,), 'bias': (16,)}}
+  assert shapes(ViT(**SMALL, pooling='mean', norm_after_pooling=True)) == plain
+
+
+def test_a_scan_has_the_norm_before_its_blocks():
+  model = ViT(**SMALL, pre_norm=True, registers=1)
+  params = random_params(model)
+  blocks = [params[f'block_{i}'] for i in range(2)]
+  rest = {name: value for name, value in params.items() if not name.startswith('block_')}
+  stacked = {**rest, 'blocks': jax.tree.map(lambda *leaves: np.stack(leaves), *blocks)}
+  loop, scan = apply(model, params), apply(model.clone(scan=True), stacked)
+  np.testing.assert_allclose(loop.tokens, scan.tokens, atol=1e-5)
+  np.testing.assert_allclose(loop.pooled, scan.pooled, atol=1e-5)
+
+
+def test_of_its_own_grid_a_stated_one_changes_nothing():
+  plain, stated = (ViT(**SMALL, registers=1, grid=grid) for grid in (None, (2, 3)))
+  params = random_params(plain)
+  assert shapes(plain) == shapes(stated)
+  programs = [
+    jax.make_jaxpr(lambda p, m=m: m.apply({'params': p}, IMAGE, train=False))(params)
+    for m in (plain, stated)
+  ]
+  assert str(programs[0].jaxpr) == str(programs[1].jaxpr)
+  a, b = apply(plain, params), apply(stated, params)
+  np.testing.assert_array_equal(a.tokens, b.tokens)
+  np.testing.assert_array_equal(a.pooled, b.pooled)
+
+
+@pytest.mark.parametrize('size', [(8, 12), (20, 8), (4, 4)])
+def test_a_stated_grid_decides_how_many_positions_there_are(size):
+  for pooling, count in (('token', 13), ('mean', 12)):
+    model = ViT(**SMALL, pooling=pooling, registers=2, grid=(3, 4))
+    assert shapes(model, (1, *size, 3))['pos_embedding'] == (1, count, 16)
+
+
+@pytest.mark.parametrize('method', POSITION_METHODS)
+@pytest.mark.parametrize('grid', [(4, 4), (1, 2), (3, 2)])
+@pytest.mark.parametrize('pooling', ['token', 'mean'])
+def test_images_of_another_grid_get_resized_positions_and_pass_their_gradients_on(
+  pooling, grid, method
+):
+  fields = dict(SMALL, depth=1, pooling=pooling, registers=2)
+  model = ViT(**fields, grid=grid, position_resize=method)
+  plain = ViT(**fields)
+  params = random_params(model)
+  prefix = int(pooling == 'token')
+
+  def resize(positions):
+    return resize_positions(positions, grid, (2, 3), prefix=prefix, method=method)
+
+  def run(model, params):
+    def loss(params):
+      out = model.apply({'params': params}, IMAGE, train=False)
+      return (out.pooled**2).sum() + (out.tokens**3).sum(), out
+
+    gradient, out = jax.jit(jax.grad(loss, has_aux=True))(params)
+    return np.asarray(gradient['pos_embedding'][0]), out
+
+  gradient, out = run(model, params)
+  resized = {**params, 'pos_embedding': resize(params['pos_embedding'])}
+  expected_gradient, expected = run(plain, resized)
+  assert out.grid == (2, 3)
+  np.testing.assert_allclose(out.tokens, expected.tokens, atol=1e-5)
+  np.testing.assert_allclose(out.pooled, expected.pooled, atol=1e-5)
+  matrix = resize(np.eye(len(gradient)))  # [prefix + 6, prefix + h * w]
+  scale = np.abs(expected_gradient).max()
+  np.testing.assert_allclose(gradient, matrix.T @ expected_gradient, atol=1e-4 * scale)
+  assert np.abs(gradient).max() > 0.1 * scale
+
+
+def test_a_grid_that_comes_from_json():
+  text = json.dumps(dict(SMALL, grid=(3, 4), patch_size=(4, 4)))
+  model = ViT(**json.loads(text))
+  params = random_params(model)
+  assert params['pos_embedding'].shape == (1, 13, 16)
+  expected = apply(ViT(**SMALL, grid=(3, 4)), params)
+  np.testing.assert_array_equal(apply(model, params).tokens, expected.tokens)
+
+
+def test_patches_are_kept_at_their_resized_positions():
+  model = ViT(**SMALL, grid=(3, 4))
+  params = random_params(model)
+  keep = np.array([[0, 2, 5], [1, 2, 3]])
+  resized = resize_positions(params['pos_embedding'], (3, 4), (2, 3), prefix=1)
+  expected = apply(ViT(**SMALL), {**params, 'pos_embedding': resized}, keep=keep)
+  np.testing.assert_allclose(apply(model, params, keep=keep).tokens, expected.tokens, atol=1e-5)
 
 
 def test_bfloat16_is_close_and_its_parameters_are_float32():
@@ -279,7 +390,7 @@ def test_attention_implementations_agree():
 
 def test_every_parameter_names_its_axes():
   params = abstract_params(ViT(**SMALL, pooling='map', pre_logits=8), IMAGE.shape)
-  others = abstract_params(ViT(**SMALL, **OPTIONS), IMAGE.shape)
+  others = abstract_params(ViT(**SMALL, **OPTIONS, pre_norm=True), IMAGE.shape)
   stem = abstract_params(ViT('R26+S/32'))['resnet']
   params |= {'cls': others['cls'], 'options': others, 'resnet': stem}
   boxes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
@@ -327,6 +438,16 @@ def test_initial_scales_are_the_published_ones():
     (dict(variant='R18+B/16'), "unknown ResNet 'R18'; choose from 'R', 'R26', 'R50'"),
     (dict(variant='R26+S/16'), 'patch_size 16 is not a multiple of 32'),
     (dict(SMALL, drop_path=1.0), 'drop_path is a probability below 1, not 1.0'),
+    (
+      dict(SMALL, positions='sincos2d', grid=(2, 2)),
+      "for 'learned' positions; 'sincos2d' take any",
+    ),
+    (dict(SMALL, grid=(2, 0)), r'\(height, width\) in patches, at least 1, not \(2, 0\)'),
+    (dict(SMALL, grid=[2, 3, 1]), r'in patches, at least 1, not \[2, 3, 1\]'),
+    (dict(SMALL, grid=14), 'in patches, at least 1, not 14'),
+    (dict(SMALL, position_resize='nearest'), "unknown position_resize 'nearest'; choose from 'bic"),
+    (dict(SMALL, norm_after_pooling=True), "norm_after_pooling is for pooling 'mean', not 'token'"),
+    (dict(SMALL, norm_after_pooling=True, pooling='map'), "for pooling 'mean', not 'map'"),
   ],
 )
 def test_wrong_fields_fail_when_built(fields, message):
@@ -341,8 +462,10 @@ def test_wrong_images_are_refused():
     apply(model, params, IMAGE[:, :, :10])
   with pytest.raises(ValueError, match='float images, not uint8'):
     apply(model, params, IMAGE.astype(np.uint8))
-  with pytest.raises(ValueError, match='another number of tokens than 2x2 patches'):
+  with pytest.raises(ValueError, match='another number of tokens than 2x2 patches; set grid to'):
     apply(model, params, IMAGE[:, :, :8])
+  with pytest.raises(ValueError, match='another number of tokens than 3x3 patches; set grid to'):
+    apply(model.clone(grid=(3, 3)), params)
 
 
 def test_a_variant_is_overridden_field_by_field():

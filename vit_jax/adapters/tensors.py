@@ -112,10 +112,10 @@ def split_prefix(location: str) -> tuple[str, str | None]:
 def open_tensors(path: str | Path) -> Tensors:
   """Opens a file of weights.
 
-  `.safetensors` files are mapped into memory, as are `.bin`, `.pt` and `.pth` files that PyTorch
-  1.6 or later wrote (an older one is read whole, at once). Of an `.npz`, only the array that is
-  asked for is read; bfloat16 arrays, which NumPy saves as two bytes of nothing (`V2`), are bfloat16
-  again. `.safetensors.index.json` stands for all the shards that it names, beside it.
+  Of a `.safetensors` or `.npz` file, only the array that is asked for is read. `.bin`, `.pt` and
+  `.pth` files that PyTorch 1.6 or later wrote are mapped into memory (an older one is read whole,
+  at once). In an `.npz`, bfloat16 arrays, which NumPy saves as two bytes of nothing (`V2`), are
+  bfloat16 again. `.safetensors.index.json` stands for all the shards that it names, beside it.
 
   A PyTorch file is a dict of tensors. Where its weights lie deeper, under 'state_dict' or 'model',
   those alone are given; nested dicts are joined by dots ('teacher.head.weight'), and what is no
@@ -149,15 +149,21 @@ def open_tensors(path: str | Path) -> Tensors:
 
 
 def _safetensors(path: str) -> Tensors:
-  handle = safetensors.safe_open(path, framework='numpy')
   shapes = {}
-  for name in handle.keys():  # noqa: SIM118 (it is no mapping)
-    tensor = handle.get_slice(name)
-    dtype = _SAFETENSORS.get(tensor.get_dtype())
-    if dtype is None:
-      raise ValueError(f'{name!r} is of type {tensor.get_dtype()}, which NumPy has not')
-    shapes[name] = tuple(tensor.get_shape()), np.dtype(dtype)
-  return Tensors(path, shapes, handle.get_tensor)
+  with safetensors.safe_open(path, framework='numpy') as file:
+    for name in file.keys():  # noqa: SIM118 (it is no mapping)
+      tensor = file.get_slice(name)
+      dtype = _SAFETENSORS.get(tensor.get_dtype())
+      if dtype is None:
+        raise ValueError(f'{name!r} is of type {tensor.get_dtype()}, which NumPy has not')
+      shapes[name] = tuple(tensor.get_shape()), np.dtype(dtype)
+
+  def read(name: str) -> np.ndarray:
+    # Opened anew: the pages of a file that stays mapped count as memory once they were read.
+    with safetensors.safe_open(path, framework='numpy') as file:
+      return file.get_tensor(name)
+
+  return Tensors(path, shapes, read)
 
 
 def _index(path: str) -> Tensors:
@@ -288,3 +294,4 @@ _READERS = {
   '.pt': _torch,
   '.pth': _torch,
 }
+SUFFIXES = tuple(_READERS)

@@ -36,7 +36,12 @@ def decode_image(data: bytes, channels: int = 3, *, orient: bool = False) -> np.
     image.load()
     if orient:
       image = ImageOps.exif_transpose(image)
-    pixels = np.asarray(_to_8_bits(image, MODES[channels]))
+    return as_array(image, channels)
+
+
+def as_array(image: Image.Image, channels: int = 3) -> np.ndarray:
+  """An image of Pillow's in any mode, converted as `decode_image` says: [H, W, channels] uint8."""
+  pixels = np.asarray(_to_8_bits(image, MODES[channels]))
   return pixels[:, :, None] if channels == 1 else pixels
 
 

@@ -14,17 +14,18 @@ from vit_jax.data import splits
 class Digits:
   """70 % train, 10 % validation, 20 % test: `digits[i]` has `image` [8, 8, 1] uint8, `label`, `id`.
 
-  The split is fixed: the examples of each class are permuted once, with seed 0, and cut.
+  The examples of each class are permuted and cut.
   """
 
   classes = tuple('0123456789')
   num_classes = 10
 
-  def __init__(self, split: str = 'train'):
+  def __init__(self, split: str = 'train', splits_seed: int = 0):
     """Reads the data.
 
     Args:
       split: 'train', 'validation' or 'test', or slices of them (`data/splits.py`).
+      splits_seed: of the permutation. An `id` is unique within one.
 
     Raises:
       ValueError: an unknown split, or scikit-learn is missing.
@@ -36,7 +37,7 @@ class Digits:
         'the digits come with scikit-learn, which is not installed: pip install scikit-learn'
       ) from None
     data = datasets.load_digits()
-    rows = _split(data.target)
+    rows = _split(data.target, splits_seed)
     self.selection = splits.Selection(split, {name: len(r) for name, r in rows.items()})
     chosen = np.concatenate([rows[p.name][p.start : p.stop] for p in self.selection.parts])
     # 17 gray levels, 0 to 16. At 64 bytes an image, a worker gets the arrays and needs no sklearn.
@@ -56,9 +57,9 @@ class Digits:
     return f'digits/{place.name}[{place.index}]'
 
 
-def _split(labels: np.ndarray) -> dict[str, np.ndarray]:
+def _split(labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
   """Rows of each split, stratified by `labels` [N]."""
-  rng = np.random.RandomState(0)  # its stream is frozen, default_rng's is not
+  rng = np.random.RandomState(seed)  # its stream is frozen, default_rng's is not
   names = 'train', 'validation', 'test'
   parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
   for label in np.unique(labels):

@@ -2,8 +2,8 @@
 
 Each public function here makes a transform `f(example, rng) -> example` that changes
 `example['image']`, uint8 [H, W, C] with C of 1, 3 or 4. What it makes can be pickled, as worker
-processes need. Sizes are pixels: one integer for a square, or (height, width). All resizing is
-bilinear with antialiasing (a triangle filter as wide as the reduction), by Pillow, as in
+processes need. Sizes are pixels: one integer for a square, or (height, width). Resizing is bilinear
+unless it says otherwise, with antialiasing (a filter as wide as the reduction), by Pillow, as in
 torchvision and timm; the alpha of RGBA is premultiplied while it is resized, so that the colour of
 what is transparent does not leak out.
 """
@@ -15,11 +15,18 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from vit_jax.choices import check_choice
 from vit_jax.data.decode import MODES, decode_box, decode_image
 from vit_jax.data.randaugment import MAX_MAGNITUDE, augment_image
 from vit_jax.data.substitute import Example, Transform
 
 Size = int | tuple[int, int]
+
+FILTERS = {
+  'bilinear': Image.Resampling.BILINEAR,
+  'bicubic': Image.Resampling.BICUBIC,
+  'lanczos': Image.Resampling.LANCZOS,
+}
 
 
 def decode(channels: int = 3, orient: bool = False) -> Transform:
@@ -72,14 +79,26 @@ def decode_random_resized_crop(
   return functools.partial(_decode_crop, size=_pair(size), draw=draw, channels=channels)
 
 
-def resize_small(size: int) -> Transform:
-  """Resizes the shorter side to `size`, up or down; the longer keeps the aspect, rounded."""
-  return _on_image(_resize_small, size=_pair(size)[0])
+def resize_small(size: int, interpolation: str = 'bilinear') -> Transform:
+  """Resizes the shorter side to `size`, up or down; the longer keeps the aspect, rounded.
+
+  Args:
+    size: in pixels.
+    interpolation: `bilinear`, `bicubic` or `lanczos`.
+  """
+  return _on_image(_resize_small, size=_pair(size)[0], filter_=_filter(interpolation))
 
 
-def resize(h: int, w: int | None = None) -> Transform:
-  """Resizes to [h, w], or to the square [h, h], whatever the aspect."""
-  return _on_image(_resize_to, size=_pair((h, h if w is None else w)))
+def resize(h: int, w: int | None = None, interpolation: str = 'bilinear') -> Transform:
+  """Resizes to [h, w], or to the square [h, h], whatever the aspect.
+
+  Args:
+    h: in pixels.
+    w: likewise; None: h.
+    interpolation: `bilinear`, `bicubic` or `lanczos`.
+  """
+  size = _pair((h, h if w is None else w))
+  return _on_image(_resize_to, size=size, filter_=_filter(interpolation))
 
 
 def central_crop(h: int, w: int | None = None) -> Transform:
@@ -187,16 +206,16 @@ def _random_resized_crop(image, rng, *, size, draw) -> np.ndarray:
   return _resize(image[top : top + h, left : left + w], size)
 
 
-def _resize_small(image, rng, *, size) -> np.ndarray:
+def _resize_small(image, rng, *, size, filter_) -> np.ndarray:
   del rng
   h, w = image.shape[:2]
   scale = size / min(h, w)
-  return _resize(image, (max(size, round(h * scale)), max(size, round(w * scale))))
+  return _resize(image, (max(size, round(h * scale)), max(size, round(w * scale))), filter_)
 
 
-def _resize_to(image, rng, *, size) -> np.ndarray:
+def _resize_to(image, rng, *, size, filter_) -> np.ndarray:
   del rng
-  return _resize(image, size)
+  return _resize(image, size, filter_)
 
 
 def _central_crop(image, rng, *, size) -> np.ndarray:
@@ -231,12 +250,18 @@ def _flip(image, rng, *, p) -> np.ndarray:
   return mirrored
 
 
-def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """[H, W, C] uint8 to [*size, C], bilinear with antialiasing."""
+def _filter(interpolation: str) -> Image.Resampling:
+  return FILTERS[check_choice('interpolation', interpolation, FILTERS)]
+
+
+def _resize(
+  image: np.ndarray, size: tuple[int, int], filter_: Image.Resampling = Image.Resampling.BILINEAR
+) -> np.ndarray:
+  """[H, W, C] uint8 to [*size, C], with antialiasing."""
   if image.shape[:2] == size:
     return image
   pixels = np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image)
-  resized = np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
+  resized = np.asarray(Image.fromarray(pixels).resize(size[::-1], filter_))
   return resized.reshape(*size, image.shape[2])
 
 

@@ -4,7 +4,8 @@ ResNet v1.5 with GroupNorm (arXiv:1803.08494) and weight standardisation (arXiv:
 place of BatchNorm, as in BiT (arXiv:1912.11370): no statistics over the batch.
 """
 
-from typing import Any, ClassVar
+import functools
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -21,6 +22,24 @@ logical = nn.with_logical_partitioning
 STEMS = {'R': ((),), 'R26': ((2, 2, 2, 2),), 'R50': ((3, 4, 6, 3), (3, 4, 9))}
 
 
+class Constants(NamedTuple):
+  """What keeps divisions from those by zero.
+
+  Attributes:
+    kernel: added to the standard deviation of a kernel, or
+    kernel_variance: to its variance.
+    norm: of the GroupNorms, added to the variance.
+  """
+
+  kernel: float
+  kernel_variance: float
+  norm: float
+
+
+# `flax`: of vision_transformer, which published the weights. `timm`: of the hybrids trained there.
+CONSTANTS = {'flax': Constants(1e-5, 0.0, 1e-6), 'timm': Constants(0.0, 1e-8, 1e-5)}
+
+
 def stride_of(blocks: tuple[int, ...]) -> int:
   """Pixels of the image, along a side, to one behind a ResNet of so many blocks a stage."""
   return 4 * 2 ** max(len(blocks) - 1, 0)
@@ -34,12 +53,14 @@ class StdConv(nn.Module):
     size: side of the kernel.
     stride: of both axes.
     dtype: of the computation. The kernel is standardised in float32.
+    constants: what is added where it is divided.
   """
 
   features: int
   size: int
   stride: int = 1
   dtype: Any = jnp.float32
+  constants: Constants = CONSTANTS['flax']
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -50,7 +71,8 @@ class StdConv(nn.Module):
       (self.size, self.size, x.shape[-1], self.features),
     )
     kernel = kernel - kernel.mean((0, 1, 2))
-    kernel = kernel / (kernel.std((0, 1, 2)) + 1e-5)
+    std = jnp.sqrt(kernel.var((0, 1, 2)) + self.constants.kernel_variance)
+    kernel = kernel / (std + self.constants.kernel)
     return nn.Conv(
       self.features,
       (self.size, self.size),
@@ -61,11 +83,13 @@ class StdConv(nn.Module):
     ).apply({'params': {'kernel': kernel}}, x)
 
 
-def group_norm(name: str, dtype: Any, *, zero: bool = False) -> nn.GroupNorm:
+def group_norm(name: str, epsilon: float, dtype: Any, *, zero: bool = False) -> nn.GroupNorm:
   """A GroupNorm of 32 groups; `zero` starts its scale at 0, so that a block is the identity."""
   return nn.GroupNorm(
     32,
+    epsilon=epsilon,
     dtype=dtype,
+    use_fast_variance=False,  # E[x^2] - E[x]^2 cancels where activations have a large mean.
     scale_init=logical(init.zeros if zero else init.ones, ('embed',)),
     bias_init=logical(init.zeros, ('embed',)),
     name=name,
@@ -79,25 +103,29 @@ class Bottleneck(nn.Module):
     features: of the 3x3 convolution; the output has four times as many.
     stride: of both axes.
     dtype: of the computation.
+    constants: of convolutions and norms.
   """
 
   features: int
   stride: int = 1
   dtype: Any = jnp.float32
+  constants: Constants = CONSTANTS['flax']
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """`[B, H, W, C]` to `[B, H / stride, W / stride, 4 features]`."""
-    width, dtype = self.features, self.dtype
-    y = StdConv(width, 1, 1, dtype, name='conv_1')(x)
-    y = nn.relu(group_norm('norm_1', dtype)(y))
-    y = StdConv(width, 3, self.stride, dtype, name='conv_2')(y)
-    y = nn.relu(group_norm('norm_2', dtype)(y))
-    y = StdConv(4 * width, 1, 1, dtype, name='conv_3')(y)
-    y = group_norm('norm_3', dtype, zero=True)(y)
+    width, dtype, constants = self.features, self.dtype, self.constants
+    conv = functools.partial(StdConv, dtype=dtype, constants=constants)
+    norm = functools.partial(group_norm, epsilon=constants.norm, dtype=dtype)
+    y = conv(width, 1, name='conv_1')(x)
+    y = nn.relu(norm('norm_1')(y))
+    y = conv(width, 3, self.stride, name='conv_2')(y)
+    y = nn.relu(norm('norm_2')(y))
+    y = conv(4 * width, 1, name='conv_3')(y)
+    y = norm('norm_3', zero=True)(y)
     if x.shape != y.shape:
-      x = StdConv(4 * width, 1, self.stride, dtype, name='conv_proj')(x)
-      x = group_norm('norm_proj', dtype)(x)
+      x = conv(4 * width, 1, self.stride, name='conv_proj')(x)
+      x = norm('norm_proj')(x)
     return nn.relu(x + y)
 
 
@@ -108,11 +136,13 @@ class ResNetStem(nn.Module):
     blocks: bottleneck blocks of each stage; those of `STEMS` were published.
     width: channels after the first convolution.
     dtype: of the computation.
+    constants: a key of `CONSTANTS`.
   """
 
   blocks: tuple[int, ...]
   width: int = 64
   dtype: Any = jnp.float32
+  constants: str = 'flax'
 
   FIRST: ClassVar[str] = 'conv_root'  # the layer that sees pixels
 
@@ -124,14 +154,15 @@ class ResNetStem(nn.Module):
   @nn.compact
   def __call__(self, image: Array) -> Array:
     """`[B, H, W, C]` to `[B, H / stride, W / stride, 4 width 2^(stages - 1)]`; `width` if none."""
-    x = StdConv(self.width, 7, 2, self.dtype, name=self.FIRST)(image)
-    x = nn.relu(group_norm('norm_root', self.dtype)(x))
+    constants = CONSTANTS[check_choice('constants', self.constants, CONSTANTS)]
+    x = StdConv(self.width, 7, 2, self.dtype, constants, name=self.FIRST)(image)
+    x = nn.relu(group_norm('norm_root', constants.norm, self.dtype)(x))
     x = nn.max_pool(x, (3, 3), strides=(2, 2), padding='SAME')
     for i, blocks in enumerate(self.blocks):
       for j in range(blocks):
         stride = 2 if i and not j else 1
         name = f'stage_{i}_block_{j}'
-        x = Bottleneck(self.width * 2**i, stride, self.dtype, name=name)(x)
+        x = Bottleneck(self.width * 2**i, stride, self.dtype, constants, name=name)(x)
     return x
 
 

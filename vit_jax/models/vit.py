@@ -2,24 +2,29 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vit_jax.arrays import Array
 from vit_jax.choices import check_choice
 from vit_jax.models.attention import IMPLEMENTATIONS, layer_norm
 from vit_jax.models.conv_stem import ConvStem
 from vit_jax.models.features import Features
-from vit_jax.models.hybrid import ResNetStem, published_stem
+from vit_jax.models.hybrid import CONSTANTS, ResNetStem, published_stem
 from vit_jax.models.interpolation import POSITION_METHODS
+from vit_jax.models.patches import embed_patches
 from vit_jax.models.pooling import MapHead
-from vit_jax.models.positions import resize_grid, sincos2d
+from vit_jax.models.positions import resample, sincos2d
+from vit_jax.models.sizes import VARIANTS, Size, patch_of, size_of
 from vit_jax.models.stack import REMAT, apply_blocks
 from vit_jax.models.transformer import ACTIVATIONS
+
+__all__ = ['DTYPES', 'POOLINGS', 'POSITIONS', 'VARIANTS', 'Size', 'ViT']
 
 init = nn.initializers
 logical = nn.with_logical_partitioning
@@ -27,27 +32,6 @@ logical = nn.with_logical_partitioning
 POOLINGS = ('token', 'mean', 'map')
 POSITIONS = ('learned', 'sincos2d')
 DTYPES = ('float32', 'bfloat16', 'float16')
-
-
-class Size(NamedTuple):
-  """The shape of a transformer."""
-
-  width: int
-  depth: int
-  mlp_dim: int
-  num_heads: int
-
-
-# B, L, H: Table 1, arXiv:2010.11929. Ti, S, g, G: Table 2, arXiv:2106.04560.
-VARIANTS = {
-  'Ti': Size(192, 12, 768, 3),
-  'S': Size(384, 12, 1536, 6),
-  'B': Size(768, 12, 3072, 12),
-  'L': Size(1024, 24, 4096, 16),
-  'H': Size(1280, 32, 5120, 16),
-  'g': Size(1408, 40, 6144, 16),
-  'G': Size(1664, 48, 8192, 16),
-}
 
 
 class ViT(nn.Module):
@@ -64,19 +48,21 @@ class ViT(nn.Module):
     num_heads: attention heads; divides the width.
     conv_stem: channels of the 3x3 convolutions of stride 2 before the patches are cut, of which a
       patch sees a larger surrounding; () for none. arXiv:2106.14881.
+    stem_constants: what a hybrid's ResNet adds where it divides: `flax` for the published weights,
+      `timm` for those that timm has trained on.
     pooling: `token`, a class token; `mean` over the tokens; or `map`, attention by a learned query.
       Only `token` has a class token.
     positions: `learned`, one vector a token, the class token's included; or `sincos2d`, fixed and
       for any grid, none on the class token.
-    grid: of the learned positions, `(height, width)` in patches; images of another grid then get
-      them interpolated, so that a model can be tested at other resolutions. None: the grid of the
-      first image, and no other is taken.
-    position_resize: how: `bicubic`, `bicubic_plain` or `bilinear_zoom`; see
-      `adapters.resize.resize_positions`.
-    pre_norm: a LayerNorm of all tokens before the first block, as CLIP's. Section 2.4,
-      arXiv:2103.00020.
-    norm_after_pooling: whether the last LayerNorm is that of the mean over the tokens, and not of
-      the tokens; for `mean` only. Section A.4, arXiv:2111.06377.
+    grid: `(height, width)` of the learned positions, in patches; an image of another grid then gets
+      them interpolated, so that a model can be tested at other resolutions. None: the first
+      image's, and no other is taken.
+    position_resize: how they are interpolated: `bicubic`, with antialiasing, `bicubic_plain` or
+      `bilinear_zoom`; see `adapters.resize.resize_positions`.
+    pre_norm: a LayerNorm on all tokens, with their positions, before the first block. Section 2.4,
+      arXiv:2103.00020 (CLIP).
+    norm_after_pooling: the last LayerNorm on the mean over the tokens, and none on these, as in the
+      fine-tuning code of MAE, arXiv:2111.06377, and BEiT, arXiv:2106.08254; for `mean` alone.
     registers: learned tokens beside the patches, which no output shows. arXiv:2309.16588.
     pre_logits: features of the dense layer and tanh between pooling and head, in which the paper
       pre-trains (Section 3.1); None for none.
@@ -98,7 +84,8 @@ class ViT(nn.Module):
 
   Raises:
     ValueError: when built, for an unknown name, a size that is missing, a width that `num_heads`
-      does not divide, a probability outside [0, 1), or cuDNN in float32.
+      does not divide, a probability outside [0, 1), cuDNN in float32, or a field that the positions
+      or the pooling have no use for.
   """
 
   variant: str = ''
@@ -108,9 +95,10 @@ class ViT(nn.Module):
   mlp_dim: int | None = None
   num_heads: int | None = None
   conv_stem: Sequence[int] = ()
+  stem_constants: str = 'flax'
   pooling: str = 'token'
   positions: str = 'learned'
-  grid: Sequence[int] | None = None
+  grid: tuple[int, int] | None = None
   position_resize: str = 'bicubic'
   pre_norm: bool = False
   norm_after_pooling: bool = False
@@ -131,6 +119,7 @@ class ViT(nn.Module):
   def __post_init__(self) -> None:
     check_choice('pooling', self.pooling, POOLINGS)
     check_choice('positions', self.positions, POSITIONS)
+    check_choice('stem_constants', self.stem_constants, CONSTANTS)
     check_choice('position_resize', self.position_resize, POSITION_METHODS)
     check_choice('attention', self.attention, IMPLEMENTATIONS)
     check_choice('activation', self.activation, ACTIVATIONS)
@@ -141,56 +130,35 @@ class ViT(nn.Module):
     for field in ('dropout', 'drop_path', 'patch_dropout'):
       if not 0 <= getattr(self, field) < 1:
         raise ValueError(f'{field} is a probability below 1, not {getattr(self, field)}')
-    if self.norm_after_pooling and self.pooling != 'mean':
-      raise ValueError(f"norm_after_pooling is for pooling 'mean', not {self.pooling!r}")
-    if self.grid is not None:
-      if self.positions != 'learned':
-        raise ValueError(f'positions {self.positions!r} are for any grid; leave grid out')
-      if len(self.grid) != 2 or min(self.grid) < 1:
-        raise ValueError(f'grid is (height, width) in patches, not {self.grid!r}')
     size = self.size
     if self.registers < 0:
       raise ValueError(f'registers must be 0 or more, got {self.registers}')
-    if min(self.patch) < 1:
-      raise ValueError(f'patch_size must be at least 1, got {self.patch_size}')
-    stem = self.stem
-    if stem and any(p % stem.stride for p in self.patch):
+    stem, patch = self.stem, self.patch
+    if stem and any(p % stem.stride for p in patch):
       raise ValueError(
-        f'patch_size {self.patch[0]} is not a multiple of {stem.stride}, the stride of the '
+        f'patch_size {patch[0]} is not a multiple of {stem.stride}, the stride of the '
         + (f'ResNet of {self.variant!r}' if isinstance(stem, ResNetStem) else 'conv_stem')
       )
     if size.width % size.num_heads:
       raise ValueError(f'width {size.width} is not divisible by num_heads {size.num_heads}')
+    if self.norm_after_pooling and self.pooling != 'mean':
+      raise ValueError(f"norm_after_pooling is for pooling 'mean', not {self.pooling!r}")
+    if self.grid is not None:
+      if self.positions != 'learned':
+        raise ValueError(f"grid is for 'learned' positions; {self.positions!r} take any grid")
+      if np.shape(self.grid) != (2,) or min(self.grid) < 1:
+        raise ValueError(f'grid is (height, width) in patches, at least 1, not {self.grid!r}')
     super().__post_init__()
 
   @property
   def size(self) -> Size:
     """The variant's size, with the fields that override it."""
-    name = self.variant.partition('/')[0].rpartition('+')[2]
-    base = [None] * len(Size._fields)
-    if name:
-      check_choice('variant', name, VARIANTS)
-      base = VARIANTS[name]
-    fields = [getattr(self, field) for field in Size._fields]
-    size = Size(*(b if f is None else f for f, b in zip(fields, base, strict=True)))
-    missing = [field for field, value in size._asdict().items() if value is None]
-    if missing:
-      choices = ', '.join(map(repr, VARIANTS))
-      raise ValueError(f'without a variant ({choices}) ViT needs {", ".join(missing)}')
-    if min(size) < 1:
-      raise ValueError(f'ViT needs sizes of at least 1, got {size._asdict()}')
-    return size
+    return size_of(self.variant, {field: getattr(self, field) for field in Size._fields})
 
   @property
   def patch(self) -> tuple[int, int]:
     """Height and width of a patch, in pixels."""
-    patch = self.patch_size
-    if patch is None:
-      text = self.variant.partition('/')[2]
-      if not text.isdecimal():
-        raise ValueError(f"no patch size in {self.variant!r}: write 'B/16', or set patch_size")
-      patch = int(text)
-    return (patch, patch) if isinstance(patch, int) else tuple(patch)
+    return patch_of(self.variant, self.patch_size)
 
   @property
   def stem(self) -> ResNetStem | ConvStem | None:
@@ -200,7 +168,8 @@ class ViT(nn.Module):
     if plus and self.conv_stem:
       raise ValueError(f'{self.variant!r} has a ResNet in the place of a conv_stem')
     if plus:
-      return ResNetStem(published_stem(name, self.patch), dtype=dtype, parent=None, name='resnet')
+      blocks, constants = published_stem(name, self.patch), self.stem_constants
+      return ResNetStem(blocks, dtype=dtype, constants=constants, parent=None, name='resnet')
     if self.conv_stem:
       return ConvStem(tuple(self.conv_stem), self.ln_eps, dtype, parent=None, name='conv_stem')
     return None
@@ -226,13 +195,13 @@ class ViT(nn.Module):
 
     Returns:
       `Features` in the compute dtype: `pooled` `[B, D]` (`[B, pre_logits]` where asked for),
-      `tokens` `[B, N, D]` after the final LayerNorm, unless that is after pooling, and `blocks`, an
-      `[B, N, D]` for each that was asked for, before it. Of the K patches that were kept, where
+      `tokens` `[B, N, D]` after the final LayerNorm, unless that comes after pooling, and `blocks`,
+      an `[B, N, D]` for each that was asked for, before it. Of the K patches that were kept, where
       some were not; without grid.
 
     Raises:
       ValueError: an image that the patch does not divide, that is not float, or that has another
-        number of patches than the learned positions; a block that there is not.
+        number of patches than the learned positions without `grid`; a block that there is not.
     """
     size = self.size
     for number in blocks:
@@ -279,10 +248,7 @@ class ViT(nn.Module):
     )
 
   def _embed(self, image: Array) -> Array:
-    """`[B, H, W, C]` to `[B, h, w, D]`: a convolution whose stride is its kernel, as one matmul.
-
-    Over a stem, that of its feature map.
-    """
+    """`[B, H, W, C]` to `[B, h, w, D]`: the patches of the image, or of its stem's feature map."""
     if image.ndim != 4:
       raise ValueError(f'ViT takes images [B, H, W, C], not {image.shape}')
     if not jnp.issubdtype(image.dtype, jnp.floating):
@@ -295,23 +261,14 @@ class ViT(nn.Module):
     if stem:
       image = stem.clone(parent=self)(image.astype(dtype))
       p, q = p // stem.stride, q // stem.stride
-    batch, height, width, channels = image.shape
-    patches = image.astype(dtype).reshape(batch, height // p, p, width // q, q, channels)
-    return nn.Einsum(
-      (p, q, channels, self.size.width),
-      'bhpwqc,pqcd->bhwd',
-      dtype=dtype,
-      kernel_init=logical(init.lecun_normal(), (None, None, None, 'embed')),
-      bias_init=logical(init.zeros, ('embed',)),
-      name='embedding',
-    )(patches)
+    return embed_patches(image, (p, q), self.size.width, dtype)
 
   def _add_positions(self, x: Array, grid: tuple[int, int]) -> tuple[Array, list[Array]]:
     """Adds positions to the patches, `[B, N, D]`; also returns the tokens that come before them.
 
     These are the class token, which has a learned position too, and the registers, which have none.
     """
-    batch, _, width = x.shape
+    batch, patches, width = x.shape
     others = []
     if self.pooling == 'token':
       cls = self.param('cls', logical(init.zeros, (None, None, 'embed')), (1, 1, width))
@@ -319,23 +276,27 @@ class ViT(nn.Module):
     if self.positions == 'sincos2d':
       x = x + sincos2d(*grid, width).astype(x.dtype)
     else:
-      pos_init = logical(init.normal(0.02), (None, None, 'embed'))
-      stated = tuple(self.grid or grid)
-      shape = (1, len(others) + math.prod(stated), width)
-      try:
-        pos = self.param('pos_embedding', pos_init, shape)
-      except flax.errors.ScopeParamShapeError:
-        raise ValueError(
-          f'the learned positions are for another number of tokens than {grid[0]}x{grid[1]} '
-          'patches; set grid to theirs to have them interpolated'
-        ) from None
-      patch_pos = resize_grid(pos[:, len(others) :], stated, grid, self.position_resize)
-      x = x + patch_pos.astype(x.dtype)
+      pos = self._learned_positions(len(others), grid)
+      x = x + pos[:, -patches:].astype(x.dtype)
       others = [token + pos[:, :1] for token in others]
     if self.registers:
       reg_init = logical(init.normal(0.02), (None, None, 'embed'))
       others.append(self.param('registers', reg_init, (1, self.registers, width)))
     return x, [jnp.broadcast_to(t.astype(x.dtype), (batch, *t.shape[1:])) for t in others]
+
+  def _learned_positions(self, others: int, grid: tuple[int, int]) -> Array:
+    """Those of `others` tokens, then of the patches of an image's grid, `[1, others + N, D]`."""
+    own = grid if self.grid is None else tuple(self.grid)
+    pos_init = logical(init.normal(0.02), (None, None, 'embed'))
+    shape = (1, others + math.prod(own), self.size.width)
+    try:
+      pos = self.param('pos_embedding', pos_init, shape)
+    except flax.errors.ScopeParamShapeError:
+      raise ValueError(
+        f'the learned positions are for another number of tokens than {own[0]}x{own[1]} patches; '
+        'set grid to theirs, and they are interpolated'
+      ) from None
+    return resample(pos, own, grid, method=self.position_resize)
 
   def _draw_patches(self, batch: int, patches: int, train: bool) -> Array | None:
     """Which patches training keeps, `[B, K]`, ascending; None for all."""
@@ -352,7 +313,8 @@ class ViT(nn.Module):
       x = x[:, 0]
     elif self.pooling == 'mean':
       x = x[:, -patches:].mean(axis=1)
-      x = norm(x) if self.norm_after_pooling else x
+      if self.norm_after_pooling:
+        x = norm(x)
     else:
       x = MapHead(
         size.mlp_dim,

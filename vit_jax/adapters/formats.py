@@ -1,0 +1,144 @@
+"""From a name, a path or an address to an open checkpoint and what it is."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vit_jax.adapters import flax_vit, hf, ours
+from vit_jax.adapters.fetch import Progress, fetch
+from vit_jax.adapters.layout import Facts, Layout
+from vit_jax.adapters.published import published
+from vit_jax.adapters.tensors import SUFFIXES, Tensors, open_tensors, split_prefix
+from vit_jax.choices import check_choice, listed
+
+# By name, in the order in which they are tried: what each recognises is no other's.
+FORMATS = {
+  'vit_jax': ours,
+  'vision_transformer': flax_vit,
+  'big_vision': flax_vit,
+  'transformers': hf,
+}
+# Beside the weights: what they were made with, and what their images went through.
+COMPANIONS = ('config.json', 'preprocessor_config.json')
+# In a folder or a repository, the first of these that there is.
+WEIGHTS = (
+  'model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin',
+)  # fmt: skip
+
+
+def open_checkpoint(
+  location: str | Path,
+  facts: Mapping[str, Any] | None = None,
+  *,
+  format: str | None = None,
+  step: str | int = 'last',
+  sha256: str | None = None,
+  progress: Progress | None = None,
+) -> tuple[Tensors, Layout]:
+  """Opens a checkpoint; of its arrays, nothing is read yet.
+
+  Args:
+    location: a published name, such as 'augreg/B/16-i21k'; a path of a file, of a folder with
+      weights in it, or of a run's folder; an address that `fetch` takes. A file may be followed by
+      a prefix, `file.npz:params/img`.
+    facts: what the file does not say, by the names of `Facts.NAMES`.
+    format: a key of `FORMATS`; None finds out.
+    step: of a run: a number, 'last' or 'best'.
+    sha256: what the file's bytes must give.
+    progress: see `fetch`.
+
+  Returns:
+    Its arrays, and what they are.
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: an unknown format or fact, several models in one file, or what the format has and
+      the file has not.
+  """
+  location = os.fspath(location)
+  given = Facts(facts or {})
+  if format is not None:
+    check_choice('format', format, FORMATS)
+  if ours.is_run(location):
+    return ours.open_run(location, step, given)
+  file, prefix = split_prefix(location)
+  if _is_name(file):
+    entry = published(location)
+    (file, prefix), format = split_prefix(entry.location), format or entry.format
+  path, files = _fetch(file, sha256, progress)
+  tensors = open_tensors(path)
+  if prefix:
+    tensors = tensors.select(prefix)
+  if format is None:
+    module = next((m for m in FORMATS.values() if m.matches(tensors)), None)
+    if module is None:
+      raise ValueError(
+        f'{location} is of no known format ({listed(dict.fromkeys(FORMATS))}): its arrays are '
+        f'{listed(tensors)}'
+      )
+  else:
+    module = FORMATS[format]
+    if not module.matches(tensors):
+      raise ValueError(f'{location} is not of format {format!r}: its arrays are {listed(tensors)}')
+  return tensors, module.describe(tensors, given, files)
+
+
+def _fetch(
+  location: str, sha256: str | None, progress: Progress | None
+) -> tuple[Path, dict[str, Any]]:
+  """The file of weights, here, and the JSON files beside it by name."""
+  folder, name = _split(location)
+  for candidate in (name,) if name else WEIGHTS:
+    try:
+      path = fetch(_join(folder, candidate), sha256=sha256, progress=progress)
+      break
+    except FileNotFoundError:
+      if candidate == (name or WEIGHTS[-1]):
+        raise
+  if path.name.endswith('.index.json'):
+    for shard in sorted(set(_json(path).get('weight_map', {}).values())):
+      fetch(_join(folder, shard), progress=progress)
+  files = {}
+  for companion in COMPANIONS:
+    try:
+      files[companion] = _json(fetch(_join(folder, companion)))
+    except (FileNotFoundError, PermissionError):  # Buckets say so of what is not there.
+      continue  # Not everyone has them; a fact that is missed is asked for by name.
+  return path, files
+
+
+def _is_name(location: str) -> bool:
+  """Whether it can only be that of a published checkpoint."""
+  is_file = '://' in location or location.lower().endswith(SUFFIXES)
+  return not is_file and not os.path.exists(os.path.expanduser(location))
+
+
+def _split(location: str) -> tuple[str, str]:
+  """The folder of a location, and the file's name; '' for a folder or a repository."""
+  if location.startswith('hf://'):
+    repository, at, revision = location.removeprefix('hf://').partition('@')
+    org, _, rest = repository.partition('/')
+    name, _, file = rest.partition('/')
+    inner, _, file = file.rpartition('/')
+    folder = f'hf://{org}/{name}/{inner}'.rstrip('/')
+    return f'{folder}{at}{revision}', file
+  if '://' not in location and os.path.isdir(os.path.expanduser(location)):
+    return location.rstrip('/'), ''
+  folder, _, name = location.rpartition('/')
+  return folder or ('/' if location.startswith('/') else '.'), name
+
+
+def _join(folder: str, name: str) -> str:
+  if folder.startswith('hf://'):
+    repository, at, revision = folder.partition('@')
+    return f'{repository}/{name}{at}{revision}'
+  return f'{folder.rstrip("/")}/{name}'
+
+
+def _json(path: Path) -> Any:
+  try:
+    return json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as e:
+    raise ValueError(f'{path} is not readable JSON ({e})') from None

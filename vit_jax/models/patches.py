@@ -1,0 +1,35 @@
+"""From an image, or a feature map, to one vector a patch."""
+
+from typing import Any
+
+import flax.linen as nn
+
+from vit_jax.arrays import Array
+
+init = nn.initializers
+logical = nn.with_logical_partitioning
+
+
+def embed_patches(x: Array, patch: tuple[int, int], width: int, dtype: Any) -> Array:
+  """A convolution whose stride is its kernel, as one product; to be called in a compact method.
+
+  Args:
+    x: `[B, H, W, C]`.
+    patch: height and width, which divide H and W.
+    width: features of a token, D.
+    dtype: of the computation.
+
+  Returns:
+    `[B, h, w, D]`. The parameters are called `embedding`; their kernel is a convolution's.
+  """
+  p, q = patch
+  batch, height, columns, channels = x.shape
+  patches = x.astype(dtype).reshape(batch, height // p, p, columns // q, q, channels)
+  return nn.Einsum(
+    (p, q, channels, width),
+    'bhpwqc,pqcd->bhwd',
+    dtype=dtype,
+    kernel_init=logical(init.lecun_normal(), (None, None, None, 'embed')),
+    bias_init=logical(init.zeros, ('embed',)),
+    name='embedding',
+  )(patches)

@@ -1,0 +1,192 @@
+"""`vit_jax.load`: a published checkpoint, or a run of ours, as a model that takes images."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from vit_jax import sharding
+from vit_jax.adapters.formats import open_checkpoint
+from vit_jax.adapters.layout import Layout, Preprocessing, innermost
+from vit_jax.adapters.read import read_variables
+from vit_jax.build import build
+from vit_jax.checkpoint import named
+from vit_jax.model import Model, method_of
+
+HEAD = 'params/head/'
+
+
+def load(
+  location: str | Path,
+  *,
+  format: str | None = None,
+  image_size: int | tuple[int, int] | None = None,
+  num_classes: int | None = None,
+  encoder: Mapping[str, Any] | None = None,
+  mesh: Mesh | None = None,
+  step: str | int = 'last',
+  sha256: str | None = None,
+  progress: bool = True,
+  seed: int = 0,
+  **facts: Any,
+) -> Model:
+  """Loads a checkpoint as a model that takes images.
+
+  Args:
+    location: a name that `list_checkpoints` prints, such as 'augreg/B/16-i21k'; a file
+      (`.safetensors`, `.npz`, `.bin`, `.pt`, `.pth`), or a folder of one with its `config.json`;
+      the folder of a run; or an address: `https://`, `gs://`, `hf://org/name`. Of a file with
+      several models one is chosen by its prefix: `file.npz:params/img`.
+    format: 'vision_transformer', 'big_vision', 'timm', 'transformers', ...; None finds out.
+    image_size: side in pixels, or `(height, width)`, that the model is to take; positions are
+      interpolated to its grid. None: the checkpoint's.
+    num_classes: outputs of a new head, all zeros, in the place of the checkpoint's.
+    encoder: fields of the encoder to change, such as `dict(scan=True, dtype='bfloat16')`; another
+      `patch_size` resizes the kernel of the patches (arXiv:2212.08013).
+    mesh: where the parameters go, each device with its shard alone. None: the default device.
+    step: of a run: a number, 'last' or 'best'.
+    sha256: what the file's bytes must give, in hexadecimal digits.
+    progress: whether to show the bar of a download.
+    seed: of what the checkpoint has not.
+    **facts: what the file does not say; an error names the one that is missed: `num_heads`,
+      `activation`, `ln_eps`, `grid`, `pooling`, `mean`, `std`, `classes`.
+
+  Returns:
+    The model. Its `report` says what was loaded, resized, initialised, missing and not used.
+
+  Raises:
+    FileNotFoundError: no such file or checkpoint.
+    ValueError: an unknown name, format or fact; a damaged file, or one that would run code; an
+      array that is missing or does not fit: one sentence that names file and array.
+    ConnectionError: the server cannot be reached or stopped midway.
+  """
+  bar = _Bar(os.fspath(location)) if progress else None
+  try:
+    tensors, layout = open_checkpoint(
+      location, facts, format=format, step=step, sha256=sha256, progress=bar
+    )
+  finally:
+    if bar:
+      bar.close()
+  size = (image_size,) * 2 if isinstance(image_size, int) else image_size
+  preprocessing = layout.preprocessing.resized(tuple(size or layout.preprocessing.size))
+  spec = change_spec(layout.objective, preprocessing.size, encoder or {}, num_classes)
+  objective = build_model(spec)
+  init = _init(objective, spec, preprocessing, seed)
+  boxed = jax.eval_shape(init)
+  targets = named(nn.unbox(boxed))
+  if mesh is not None:
+    placed = named(sharding.parameter_shardings(boxed, mesh))
+    targets = {
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed[name])
+      for name, x in targets.items()
+    }
+  arrays, report = read_variables(
+    tensors,
+    layout,
+    native_shapes(layout),
+    targets,
+    grid=innermost(spec).get('grid'),
+    leave=lambda name: num_classes is not None and name.startswith(HEAD),
+  )
+  arrays |= _initial(init, {n: x for n, x in targets.items() if n not in arrays})
+  variables = traverse_util.unflatten_dict({n: arrays[n] for n in targets}, sep='/')
+  classes = layout.classes if num_classes is None else ()
+  return Model(objective, variables, preprocessing, report, spec, tuple(classes))
+
+
+def change_spec(
+  objective: Mapping[str, Any],
+  size: tuple[int, int],
+  encoder: Mapping[str, Any],
+  num_classes: int | None,
+) -> dict[str, Any]:
+  """A checkpoint's model for images of another size, with fields changed.
+
+  Args:
+    objective: of a `Layout`.
+    size: `(height, width)` of the images.
+    encoder: fields of the innermost encoder to change.
+    num_classes: outputs of a new head; None keeps what there is.
+
+  Raises:
+    ValueError: the patch does not divide the size.
+  """
+  spec = {**objective}
+  if num_classes is not None:
+    spec['num_classes'] = num_classes
+  inner = spec
+  while 'encoder' in inner:
+    inner['encoder'] = {**inner['encoder']}
+    inner = inner['encoder']
+  inner.update(encoder)
+  if inner.get('grid'):
+    patch = build({**inner, 'grid': None}).patch
+    if any(s % p for s, p in zip(size, patch, strict=True)):
+      raise ValueError(
+        f'image_size {size[0]}x{size[1]} is not divisible by patches of {patch[0]}x{patch[1]}'
+      )
+    inner['grid'] = tuple(s // p for s, p in zip(size, patch, strict=True))
+  return spec
+
+
+def build_model(spec: Mapping[str, Any]) -> nn.Module:
+  """What a layout's objective describes, also where it has no head or nobody says mean and std."""
+  defaults = {'num_classes': 1} if method_of(spec) == 'features' else {}
+  known = {name: value for name, value in spec.items() if value is not None}
+  return build({**defaults, **known})
+
+
+def native_shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
+  """Shapes of the variables that a layout's rules speak of, by name."""
+  init = _init(build_model(layout.objective), layout.objective, layout.preprocessing, 0)
+  return {name: tuple(x.shape) for name, x in named(nn.unbox(jax.eval_shape(init))).items()}
+
+
+def _init(
+  objective: nn.Module, spec: Mapping[str, Any], preprocessing: Preprocessing, seed: int
+) -> Callable[[], Any]:
+  """A function that makes the model's variables anew, boxed."""
+
+  def init() -> Any:
+    image = jnp.zeros((1, *preprocessing.size, preprocessing.channels), jnp.uint8)
+    return objective.init(jax.random.PRNGKey(seed), {'image': image}, method=method_of(spec))
+
+  return init
+
+
+def _initial(init: Callable[[], Any], targets: Mapping[str, Any]) -> dict[str, Any]:
+  """New values of these variables alone, in their shards."""
+  if not targets:
+    return {}
+  placed = {name: getattr(x, 'sharding', None) for name, x in targets.items()}
+  make = jax.jit(
+    lambda: {name: x for name, x in named(nn.unbox(init())).items() if name in targets},
+    out_shardings=placed if all(placed.values()) else None,
+  )
+  return make()
+
+
+class _Bar:
+  """A progress bar of a download, which appears with its first bytes."""
+
+  def __init__(self, title: str):
+    self._title, self._bar = title, None
+
+  def __call__(self, done: int, size: int | None) -> None:
+    if self._bar is None:
+      self._bar = tqdm(
+        total=size, initial=done, desc=self._title[-40:], unit='B', unit_scale=True, leave=False
+      )
+    self._bar.update(done - self._bar.n)
+
+  def close(self) -> None:
+    if self._bar is not None:
+      self._bar.close()
