@@ -42,6 +42,15 @@ def test_the_split_is_fixed():
   assert int(sum(e['image'].sum(dtype=np.int64) for e in Digits('test'))) == 1789653
 
 
+def test_another_seed_is_another_partition():
+  def pixels(split, seed):
+    return {example['image'].tobytes() for example in Digits(split, splits_seed=seed)}
+
+  assert pixels('test', 0) == {example['image'].tobytes() for example in Digits('test')}
+  assert len(pixels('test', 0) & pixels('test', 1)) < 150  # of 359, 72 by chance
+  assert len(pixels('train', 1) & pixels('test', 1)) <= 1  # two drawings may be alike
+
+
 def test_ids_are_unique_and_do_not_depend_on_the_slice():
   ids = [int(e['id']) for e in Digits('all')]
   assert sorted(ids) == list(range(1797))

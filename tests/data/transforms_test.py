@@ -93,6 +93,24 @@ def test_resize_is_the_antialiased_triangle_filter(h, w, channels):
   np.testing.assert_allclose(ours, reference_resize(image, h, w), atol=1.01)
 
 
+def test_other_filters_are_torchs_with_antialiasing():
+  torch = pytest.importorskip('torch')
+  image = picture(40, 52)
+  pixels = torch.tensor(image.astype(np.float32).transpose(2, 0, 1)[None])
+  expected = torch.nn.functional.interpolate(pixels, (24, 20), mode='bicubic', antialias=True)
+  expected = expected.numpy()[0].transpose(1, 2, 0).clip(0, 255)
+  resized = run(transforms.resize(24, 20, interpolation='bicubic'), image)
+  assert np.abs(resized - expected).max() <= 1.01  # Pillow rounds after each axis.
+  shorter = run(transforms.resize_small(20, interpolation='bicubic'), image)
+  np.testing.assert_array_equal(
+    shorter, run(transforms.resize(20, 26, interpolation='bicubic'), image)
+  )
+  lanczos = run(transforms.resize(24, 20, interpolation='lanczos'), image)
+  assert not np.array_equal(lanczos, resized)
+  with pytest.raises(ValueError, match="unknown interpolation 'cubic'; choose from 'bilinear', 'b"):
+    transforms.resize(24, interpolation='cubic')
+
+
 def test_colour_of_transparent_pixels_does_not_leak():
   image = np.zeros((16, 16, 4), np.uint8)
   image[:, :7] = (0, 200, 0, 255)  # opaque green beside transparent red
