@@ -6,12 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from vit_jax.adapters.resize import (
-  PATCH_METHODS,
-  POSITION_METHODS,
-  resize_patches,
-  resize_positions,
-)
+from vit_jax.adapters.resize import resize_patches, resize_positions
+from vit_jax.models.interpolation import PATCH_METHODS, POSITION_METHODS
 
 ndimage = pytest.importorskip('scipy.ndimage')
 torch = pytest.importorskip('torch')
