@@ -15,6 +15,7 @@ from vit_jax.data.emoji import Emoji
 from vit_jax.data.substitute import BadExample
 from vit_jax.evaluators import attention
 from vit_jax.evaluators.attention import Attention
+from vit_jax.models.lora import LoRA
 from vit_jax.plots import filters
 
 
@@ -193,6 +194,21 @@ def test_pictures_of_the_last_run(positions):
   assert (before['filters'] != writer['filters']).any()
   fixed = np.array_equal(before['positions'], writer['positions'])
   assert fixed == (positions == 'sincos2d')
+
+
+def test_pictures_of_positions_on_a_grid_of_their_own_and_under_lora():
+  plain = make_objective(grid=(3, 2))
+  adapted = plain.clone(encoder=LoRA(plain.encoder, kernels=('block_0/attention/query/kernel',)))
+  pictures = []
+  for objective in (plain, adapted):
+    writer, state = Pictures(), make_state(objective)
+    evaluator = Attention(
+      objective, mesh_of(1), source=source_of(), count=8, batch_size=8, writer=writer
+    )
+    evaluator.run(state, final=True)
+    assert set(writer) == {'rollout', 'distances', 'filters', 'positions'}
+    pictures.append(writer['positions'])
+  assert pictures[0].shape == pictures[1].shape
 
 
 def test_filters_are_those_of_the_layer_that_sees_pixels():

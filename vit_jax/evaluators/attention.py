@@ -193,13 +193,15 @@ class Attention:
     write('distances', plots.distances(seen.distance * np.mean(encoder.patch)))
 
     parameters = state.params.get('encoder', {})
-    if 'embedding' in parameters:
+    inner = parameters.get('encoder', parameters)  # of an encoder around another, such as LoRA
+    if 'embedding' in inner:
       kernel = encoder.pixel_kernel(parameters)
       write('filters', filters.filters(apply.fetch(kernel, self.mesh)))
     h, w = seen.shown[0].rollout.shape
-    if 'pos_embedding' in parameters:
-      embedding = apply.fetch(parameters['pos_embedding'], self.mesh)[0, -h * w :]
-      write('positions', positions.positions(embedding, (h, w)))
+    if 'pos_embedding' in inner:
+      grid = tuple(encoder.grid or (h, w))
+      embedding = apply.fetch(inner['pos_embedding'], self.mesh)[0, -grid[0] * grid[1] :]
+      write('positions', positions.positions(embedding, grid))
     elif encoder.positions == 'sincos2d':
       write('positions', positions.positions(sincos2d(h, w, encoder.size.width), (h, w)))
 

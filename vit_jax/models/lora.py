@@ -24,7 +24,7 @@ logical = nn.with_logical_partitioning
 # Layers whose kernels have one axis of inputs, whatever the number of axes.
 ONE_INPUT = ('query', 'key', 'value')
 # What evaluators read of an encoder.
-OF_THE_ENCODER = ('attention', 'patch', 'pooling', 'positions', 'size')
+OF_THE_ENCODER = ('attention', 'grid', 'patch', 'pooling', 'positions', 'size')
 
 
 class LoRA(nn.Module):
