@@ -23,7 +23,7 @@ FIELDS = {
   'accumulate': 'micro-batches that a batch is split into, one after another; 1 for none',
   'data': 'source, host transforms, workers',
   'objective': 'the method, with its encoder and heads',
-  'init_from': 'the run whose weights to start from',
+  'init_from': 'the run or the checkpoint whose weights to start from',
   'optimizer': 'optimizer, schedule, and rules by parameter name',
   'ema': 'average of the parameters over the steps',
   'mesh': 'devices along data, fsdp and tensor',
@@ -45,15 +45,18 @@ OPTIONAL = (
   'profile',
 )
 
+# Fields of `init_from` that go with its `checkpoint`.
+OF_CHECKPOINT = ('format', 'facts', 'average', 'fresh')
+
 # The groups whose fields the loop itself reads; all others are what they build.
 GROUPS = {
   'data': ('source', 'host', 'num_workers', 'max_bad_share'),
-  'init_from': ('workdir', 'step', 'rules'),
+  'init_from': ('workdir', 'checkpoint', *OF_CHECKPOINT, 'step', 'rules'),
   'ema': ('decay', 'warmup'),
   'log': ('every',),
   'profile': ('steps',),
 }
-REQUIRED = {'data': ('source', 'host'), 'init_from': ('workdir',), 'ema': ('decay',)}
+REQUIRED = {'data': ('source', 'host'), 'ema': ('decay',)}
 
 # A run may go on with other values of these: they do not change what is trained.
 FREE = ('mesh', 'data.num_workers', 'data.max_bad_share', 'log', 'evals', 'checkpoint', 'profile')
@@ -118,6 +121,7 @@ def check(config: ml_collections.ConfigDict) -> None:
       if name not in there:
         raise ValueError(f'the config lacks {f"{group}.{name}"!r}')
   _check_pure(plain(config), 'config')
+  _check_init_from(config.get('init_from') or {})
   for name, value in (
     ('seed', config.seed),
     ('data.num_workers', config.data.get('num_workers')),
@@ -133,6 +137,18 @@ def check(config: ml_collections.ConfigDict) -> None:
     raise ValueError(f'ema.decay must be a number of at least 0 and below 1, got {decay!r}')
   if warmup not in (None, True, False):
     raise ValueError(f'ema.warmup must be True or False, got {warmup!r}')
+
+
+def _check_init_from(fields: Mapping[str, Any]) -> None:
+  given = [name for name in fields if fields[name] is not None]
+  if fields and ('workdir' in given) == ('checkpoint' in given):
+    raise ValueError(
+      "init_from takes one of 'workdir', the folder of a run of the same model, and 'checkpoint', "
+      'anything that vit_jax.load opens'
+    )
+  for name in OF_CHECKPOINT:
+    if 'workdir' in given and name in given:
+      raise ValueError(f"init_from.{name} goes with 'checkpoint', not with 'workdir'")
 
 
 def plain(config: Any) -> Any:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from vit_jax import config as config_lib
 from vit_jax import init_from, microbatches, optim, sharding, units, workdirs
+from vit_jax.adapters.layout import innermost
 from vit_jax.average import SUFFIX, Average, AveragedEvaluator, build_average
 from vit_jax.build import build
 from vit_jax.checkpoint import Checkpoints
@@ -119,11 +120,31 @@ def first_state(
   """
   if checkpoints.latest is not None:
     return checkpoints.restore(like), ''
+  state, text = new_state(made, make)
+  return state, text and f'\n{text}'
+
+
+def new_state(made: Experiment, make: Callable[[], TrainState]) -> tuple[TrainState, str]:
+  """The state before a run's first step, and a text that says which weights it starts from.
+
+  Args:
+    made: the run.
+    make: makes a new state, of `prepare_state`.
+  """
   fields = made.config.get('init_from')
   if not fields:
     return make(), ''
-  state, text = init_from.init_from(make(), fields)
-  return state, f'\n{text}'
+  return init_from.init_from(make(), fields, _grid(made))
+
+
+def _grid(made: Experiment) -> tuple[int, int] | None:
+  """Patches that the positions are of, `(height, width)`: as stated, else those of an image."""
+  stated = innermost(made.config.objective).get('grid')
+  patch = getattr(getattr(made.objective, 'encoder', None), 'patch', None)
+  if stated or patch is None or 'image' not in made.batch_spec:
+    return stated and tuple(stated)
+  height, width = made.batch_spec['image'].shape[1:3]
+  return height // patch[0], width // patch[1]
 
 
 def check_labels(source: Any, objective: Any) -> None:

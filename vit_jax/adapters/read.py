@@ -87,8 +87,10 @@ def read_variables(
   used = set()
   stacks: dict[str, dict[int, np.ndarray]] = {}
   for rule in _by_kind(layout.rules):
-    wanted = [_target(rename(name), targets) for name in rule.ours]
     used.update(rule.theirs)
+    if not rule.ours:  # What a file says of itself, or weights that nobody asked for.
+      continue
+    wanted = [_target(rename(name), targets) for name in rule.ours]
     if all(target is None for target in wanted):
       report.unused += rule.theirs
       continue
@@ -129,7 +131,7 @@ def read_variables(
 
 def _by_kind(rules: Sequence[Rule]) -> list[Rule]:
   """Rules of one part in all blocks side by side, so that a stack of them is soon complete."""
-  return sorted(rules, key=lambda rule: _BLOCK.sub('block', rule.ours[0]))
+  return sorted(rules, key=lambda rule: _BLOCK.sub('block', (rule.ours or rule.theirs)[0]))
 
 
 def _target(name: str, targets: Mapping[str, Any]) -> tuple[str, int | None] | None:
