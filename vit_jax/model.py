@@ -1,21 +1,31 @@
 """A model with its weights and its preprocessing: images in, logits or features out."""
 
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import export as jax_export
+from PIL import Image
 
 from vit_jax import compose
+from vit_jax.adapters import write
 from vit_jax.adapters.layout import Preprocessing
 from vit_jax.adapters.read import Report
 from vit_jax.arrays import Array
 from vit_jax.data import transforms
-from vit_jax.data.decode import as_array, decode_image
+from vit_jax.data.decode import MODES, as_array, decode_image
+
+if TYPE_CHECKING:
+  from vit_jax.convert import Written
 
 BATCH_SIZE = 32
+PLATFORMS = ('cpu', 'cuda', 'tpu')
 _SUPERVISED = 'objectives.supervised.Supervised'
 
 
@@ -27,6 +37,11 @@ def method_of(spec: Mapping[str, Any]) -> str:
 
 class Model:
   """A model that takes images; `vit_jax.load` makes it.
+
+  Images are uint8 `[N, H, W, C]` or `[H, W, C]`, or a list of such, of PIL images, or of encoded
+  files' bytes, of any sizes, and grey, colour or transparent. Each goes through `preprocessing`;
+  not so with `preprocessed=True`, where they are what `preprocess` has given. They are looked at
+  `batch_size` at once; a rest is padded to a power of two, so that few shapes are compiled.
 
   Attributes:
     objective: the Linen module; `objective.encoder` is the encoder.
@@ -49,7 +64,7 @@ class Model:
     """Takes what `load` has made."""
     self.objective, self.variables, self.preprocessing = objective, variables, preprocessing
     self.report, self.spec, self.classes = report, spec, tuple(classes)
-    self._compiled: dict[Any, Callable[..., Any]] = {}
+    self._compiled: dict[str, Callable[..., Array]] = {}
 
   @property
   def params(self) -> Any:
@@ -61,73 +76,170 @@ class Model:
     """Whether it gives logits."""
     return method_of(self.spec) == 'logits'
 
-  def __call__(self, images: Any, *, batch_size: int = BATCH_SIZE) -> np.ndarray:
+  def __call__(
+    self, images: Any, *, batch_size: int = BATCH_SIZE, preprocessed: bool = False
+  ) -> np.ndarray:
     """Logits `[N, K]` of images, or, without a head, features `[N, D]`; float32.
-
-    Args:
-      images: uint8 `[N, H, W, C]` or `[H, W, C]`, or a list of such, of PIL images, or of encoded
-        files' bytes, of any sizes. Each goes through `preprocessing`.
-      batch_size: how many at once. A rest is padded to a power of two, so that few shapes are
-        compiled.
 
     Raises:
       ValueError: no images, or nobody knows mean and std.
     """
-    return self._apply(method_of(self.spec), images, batch_size)
+    return self._apply(method_of(self.spec), images, batch_size, preprocessed)
 
-  def features(self, images: Any, *, batch_size: int = BATCH_SIZE) -> np.ndarray:
-    """Pooled features `[N, D]` of images, as of a call."""
-    return self._apply('features', images, batch_size)
+  def probabilities(
+    self, images: Any, *, batch_size: int = BATCH_SIZE, preprocessed: bool = False
+  ) -> np.ndarray:
+    """How likely each class is, `[N, K]`: of classes that exclude each other, or of each alone.
+
+    The latter are those of a run whose `loss` is 'sigmoid'.
+
+    Raises:
+      ValueError: as of a call, or there is no head.
+    """
+    if not self.has_head:
+      raise ValueError(f'{self.report.origin} has no head, so it gives features and no classes')
+    logits = self(images, batch_size=batch_size, preprocessed=preprocessed)
+    return np.asarray(
+      jax.nn.sigmoid(logits) if self.spec.get('loss') == 'sigmoid' else jax.nn.softmax(logits)
+    )
+
+  def features(
+    self, images: Any, *, batch_size: int = BATCH_SIZE, preprocessed: bool = False
+  ) -> np.ndarray:
+    """Pooled features `[N, D]` of images, float32."""
+    return self._apply('features', images, batch_size, preprocessed)
+
+  def tokens(
+    self, images: Any, *, batch_size: int = BATCH_SIZE, preprocessed: bool = False
+  ) -> np.ndarray:
+    """The encoder's last tokens `[N, n, D]` of images, one a patch, row by row; float32."""
+    return self._apply(_tokens, images, batch_size, preprocessed)
 
   def preprocess(self, images: Any) -> np.ndarray:
     """From images of any sizes to uint8 `[N, H, W, C]`, as the model takes them.
 
-    Args:
-      images: as of a call.
-
     Raises:
       ValueError: what is no image.
     """
-    steps = _host(self.preprocessing.host)
-    channels, size = self.preprocessing.channels, self.preprocessing.size
+    host, size = self.preprocessing.host, self.preprocessing.size
+    steps = [*_host(host), *_host(f'resize{size}')]  # The last of most does nothing.
     rng = np.random.default_rng(0)  # No transform of evaluation draws from it.
     out = []
     for image in _as_list(images):
-      example = {'image': _as_array(image, channels)}
+      example = {'image': _as_array(image, self.preprocessing.channels, orient=_orients(host))}
       for step in steps:
         example = step(example, rng)
-      if example['image'].shape[:2] != size:
-        (resize,) = _host(f'resize{size}')
-        example = resize(example, rng)
       out.append(example['image'])
     return np.stack(out)
 
-  def _apply(self, method: str, images: Any, batch_size: int) -> np.ndarray:
+  def save(
+    self, path: str | Path, format: str | None = None, *, overwrite: bool = False
+  ) -> 'Written':
+    """Writes the model as a file of some format; see `vit_jax.convert.save`."""
+    from vit_jax import convert  # It imports this module.
+
+    return convert.save(self, path, format, overwrite=overwrite)
+
+  def export(
+    self,
+    path: str | Path,
+    *,
+    batch_size: int | None = None,
+    platforms: Sequence[str] = PLATFORMS,
+  ) -> None:
+    """Writes a program, its weights inside, that JAX runs without this package.
+
+    ```
+    from jax import export
+    program = export.deserialize(bytearray(open(path, 'rb').read()))
+    logits = program.call(images)  # uint8 [N, H, W, C] of the model's size, as `preprocess` gives
+    ```
+
+    Without a head it gives features. Writing it takes five times the memory of the weights.
+
+    JAX guarantees that releases up to 6 months newer than the one that exported can run it, and
+    those up to 3 weeks older:
+    https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees. That guarantee does
+    not hold for layouts in memory, so that attention is `jax.nn.dot_product_attention` here, and
+    results differ from the model's by rounding.
+
+    Args:
+      path: of the file.
+      batch_size: the only N that it takes; None for any.
+      platforms: where it is to run: 'cpu', 'cuda', 'rocm', 'tpu'.
+
+    Raises:
+      ValueError: nobody knows mean and std, or the weights have 2 GiB or more, which the format
+        has no place for.
+    """
+    self._check_colours()
+    variables = jax.tree.map(np.asarray, self.variables)
+    if sum(x.nbytes for x in jax.tree.leaves(variables)) >= 2**31:
+      raise ValueError(f'{self.report.origin} has weights of 2 GiB or more; jax.export takes less')
+    objective, method = self.objective, method_of(self.spec)
+    encoder = getattr(objective, 'encoder', None)
+    if hasattr(encoder, 'attention'):
+      objective = objective.clone(encoder=encoder.clone(attention='xla'))
+
+    def program(images: Array) -> Array:
+      out = objective.apply(variables, {'image': images}, method=method)
+      return out.astype(jnp.float32)
+
+    (count,) = (batch_size,) if batch_size else jax_export.symbolic_shape('batch')
+    shape = count, *self.preprocessing.size, self.preprocessing.channels
+    exported = jax_export.export(jax.jit(program), platforms=list(platforms))
+    data = exported(jax.ShapeDtypeStruct(shape, jnp.uint8)).serialize()
+    with write.whole(Path(os.path.expanduser(path))) as partial:
+      partial.write_bytes(data)
+
+  def _apply(
+    self, method: str | Callable[..., Array], images: Any, batch_size: int, preprocessed: bool
+  ) -> np.ndarray:
+    self._check_colours()
+    if batch_size < 1:
+      raise ValueError(f'batch_size must be at least 1, got {batch_size}')
+    images = _as_list(images)
+    out = []
+    for start in range(0, len(images), batch_size):
+      batch = images[start : start + batch_size]
+      batch = np.asarray(batch) if preprocessed else self.preprocess(batch)
+      count = len(batch)
+      padded = min(batch_size, 1 << (count - 1).bit_length())
+      batch = np.concatenate([batch, np.zeros((padded - count, *batch.shape[1:]), np.uint8)])
+      result = self._function(method)(self.variables, batch)
+      out.append(np.asarray(result, np.float32)[:count])
+    return np.concatenate(out)
+
+  def _function(self, method: str | Callable[..., Array]) -> Callable[..., Array]:
+    """The jitted method; compiled once a shape."""
+    if method not in self._compiled:
+      apply = method if callable(method) else functools.partial(_call, method=method)
+      self._compiled[method] = jax.jit(functools.partial(apply, self.objective))
+    return self._compiled[method]
+
+  def _check_colours(self) -> None:
     for name in ('mean', 'std'):
       if name in self.spec and self.spec[name] is None:
         raise ValueError(
           f'nobody says by which {name} images are normalised; pass load(..., {name}=...), '
           'one number a channel on the scale [0, 1]'
         )
-    images = _as_list(images)
-    if batch_size < 1:
-      raise ValueError(f'batch_size must be at least 1, got {batch_size}')
-    out = []
-    for start in range(0, len(images), batch_size):
-      batch = self.preprocess(images[start : start + batch_size])
-      count = len(batch)
-      padded = min(batch_size, 1 << (count - 1).bit_length())
-      batch = np.concatenate([batch, np.zeros((padded - count, *batch.shape[1:]), np.uint8)])
-      out.append(np.asarray(self._function(method)(self.variables, batch))[:count])
-    return np.concatenate(out)
 
-  def _function(self, method: str) -> Callable[..., Array]:
-    """The jitted method; compiled once a shape."""
-    if method not in self._compiled:
-      self._compiled[method] = jax.jit(
-        lambda variables, image: self.objective.apply(variables, {'image': image}, method=method)
-      )
-    return self._compiled[method]
+
+def _call(objective: nn.Module, variables: Any, images: Array, *, method: str) -> Array:
+  return objective.apply(variables, {'image': images}, method=method)
+
+
+def _tokens(objective: nn.Module, variables: Any, images: Array) -> Array:
+  """What the encoder called `encoder` gives for tokens while features are computed."""
+  _, state = objective.apply(
+    variables,
+    {'image': images},
+    method='features',
+    capture_intermediates=lambda module, name: (module.path, name) == (('encoder',), '__call__'),
+    mutable=['intermediates'],
+  )
+  return state['intermediates']['encoder']['__call__'][0].tokens
 
 
 @functools.cache
@@ -135,32 +247,35 @@ def _host(text: str) -> list[Callable[..., Any]]:
   return compose.build(text, transforms)
 
 
+@functools.cache
+def _orients(host: str) -> bool:
+  """Whether the host transforms turn an encoded image as its EXIF tag says."""
+  decoders = [call for call in compose.parse(host) if call.name == 'decode']
+  return any(call.kwargs.get('orient', call.args[1:2] == (True,)) for call in decoders)
+
+
 def _as_list(images: Any) -> Sequence[Any]:
-  single = isinstance(images, bytes) or hasattr(images, 'convert') or np.ndim(images) in (2, 3)
-  if single and not isinstance(images, list | tuple):
-    images = [images]
+  if not isinstance(images, list | tuple):
+    single = isinstance(images, bytes | Image.Image) or np.ndim(images) in (2, 3)
+    images = [images] if single else images
   if not len(images):
     raise ValueError('there are no images')
   return images
 
 
-def _as_array(image: Any, channels: int) -> np.ndarray:
-  """One image as uint8 `[H, W, channels]`."""
+def _as_array(image: Any, channels: int, *, orient: bool = False) -> np.ndarray:
+  """One image as uint8 `[H, W, channels]`, converted as `decode_image` says."""
   if isinstance(image, bytes):
-    return decode_image(image, channels)
-  if hasattr(image, 'convert'):  # PIL's
-    return as_array(image, channels)
-  array = np.asarray(image)
-  if array.dtype != np.uint8 or array.ndim not in (2, 3):
-    raise ValueError(
-      f'an image is {array.dtype} {list(array.shape)}; take uint8 [H, W, C], a PIL image, or the '
-      'bytes of a file'
-    )
-  array = array if array.ndim == 3 else array[:, :, None]
-  if array.shape[2] == 1 and channels > 1:
-    array = np.repeat(array, 3, axis=2)
-  if array.shape[2] == 3 and channels == 4:
-    array = np.concatenate([array, np.full_like(array[:, :, :1], 255)], axis=2)
-  if array.shape[2] != channels:
-    raise ValueError(f'an image has {array.shape[2]} channels and the model takes {channels}')
-  return array
+    return decode_image(image, channels, orient=orient)
+  if not isinstance(image, Image.Image):
+    array = np.asarray(image)
+    array = array[:, :, None] if array.ndim == 2 else array
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in MODES:
+      raise ValueError(
+        f'an image is {array.dtype} {list(array.shape)}; take uint8 [H, W, C] with C of 1, 3 or 4, '
+        'a PIL image, or the bytes of a file'
+      )
+    if array.shape[2] == channels:
+      return array
+    image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+  return as_array(image, channels)

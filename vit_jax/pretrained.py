@@ -32,6 +32,7 @@ def load(
   encoder: Mapping[str, Any] | None = None,
   mesh: Mesh | None = None,
   step: str | int = 'last',
+  average: bool = False,
   sha256: str | None = None,
   progress: bool = True,
   seed: int = 0,
@@ -52,6 +53,7 @@ def load(
       `patch_size` resizes the kernel of the patches (arXiv:2212.08013).
     mesh: where the parameters go, each device with its shard alone. None: the default device.
     step: of a run: a number, 'last' or 'best'.
+    average: of a run: the averaged parameters in the place of the last ones.
     sha256: what the file's bytes must give, in hexadecimal digits.
     progress: whether to show the bar of a download.
     seed: of what the checkpoint has not.
@@ -70,7 +72,13 @@ def load(
   bar = _Bar(os.fspath(location)) if progress else None
   try:
     tensors, layout = open_checkpoint(
-      location, facts, format=format, step=step, sha256=sha256, progress=bar
+      location,
+      facts,
+      format=format,
+      step=step,
+      average=average,
+      sha256=sha256,
+      progress=bar,
     )
   finally:
     if bar:
@@ -91,7 +99,7 @@ def load(
   arrays, report = read_variables(
     tensors,
     layout,
-    native_shapes(layout),
+    layout.shapes or native_shapes(layout),
     targets,
     grid=innermost(spec).get('grid'),
     leave=lambda name: num_classes is not None and name.startswith(HEAD),

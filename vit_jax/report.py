@@ -133,7 +133,7 @@ def _head(name: str, config: Any, run: Mapping[str, Any], parameters: Any, last:
     'time': clock(seconds) if seconds else None,
     'parameters': f'{size:,}' if isinstance(size, int) and size else None,
   }
-  known = ('command', 'versions', 'seconds', 'parameters', 'steps')
+  known = ('command', 'versions', 'seconds', 'parameters', 'steps', 'classes')
   facts |= {
     k: f'{v:,}' if isinstance(v, int) else one_line(v) for k, v in run.items() if k not in known
   }

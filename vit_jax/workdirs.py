@@ -20,6 +20,7 @@ from vit_jax.checkpoint import read_json, write_json
 if TYPE_CHECKING:
   from vit_jax.experiment import Experiment
 
+MAX_CLASSES = 1000  # `run.json` is read by people too.
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
 
@@ -83,6 +84,7 @@ def start(workdir: str | Path, made: 'Experiment') -> None:
       'steps': made.total_steps,
       'examples': len(made.source),
       'batch': {name: list(x.shape) for name, x in made.batch_spec.items()},
+      'classes': classes_of(made.source),
       'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
       'processes': jax.process_count(),
       'versions': {
@@ -91,6 +93,12 @@ def start(workdir: str | Path, made: 'Experiment') -> None:
       },
     },
   )
+
+
+def classes_of(source: Any) -> list[str]:
+  """Names of a source's classes, to know answers by without the data; none of more than 1,000."""
+  names = [str(name) for name in getattr(source, 'classes', ())]
+  return names if len(names) <= MAX_CLASSES else []
 
 
 def opening(made: 'Experiment', step: int) -> str:

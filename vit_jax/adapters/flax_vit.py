@@ -115,8 +115,10 @@ def describe(whole: Tensors, facts: Facts, files: Mapping[str, Any]) -> Layout:
   first = 'Transformer/encoderblock' + ('' if parts.scanned else '_0')
   _, heads, _ = shape(f'{first}/{parts.names[1]}/query/kernel')[-3:]
   hidden = shape(f'{first}/{parts.names[3]}/Dense_0/kernel')[-1]
-  *patch, _, width = shape('embedding/kernel')
-  stride = stride_of(parts.resnet) if parts.resnet is not None else 1
+  *patch, channels, width = shape('embedding/kernel')
+  stride = 1
+  if parts.resnet is not None:
+    stride, channels = stride_of(parts.resnet), shape('conv_root/kernel')[-2]
   patch = patch[0] * stride, patch[1] * stride
   grid = None
   if parts.positions:
@@ -134,7 +136,8 @@ def describe(whole: Tensors, facts: Facts, files: Mapping[str, Any]) -> Layout:
     activation=facts.get('activation', 'gelu_tanh'),
     ln_eps=facts.get('ln_eps'),
   )
-  half = (0.5,) * 3
+  half = (0.5,) * channels
+  size = (grid[0] * patch[0], grid[1] * patch[1]) if grid else (224, 224)
   return Layout(
     'vision_transformer' if parts.names == OLD_PARTS else 'big_vision',
     supervised(
@@ -143,7 +146,7 @@ def describe(whole: Tensors, facts: Facts, files: Mapping[str, Any]) -> Layout:
       facts.get('mean', half),
       facts.get('std', half),
     ),
-    Preprocessing((grid[0] * patch[0], grid[1] * patch[1]) if grid else (224, 224)),
+    Preprocessing(size, channels=channels),
     [under(prefixes[0], rule) for rule in _rules(parts)],
     facts.get('classes', ()),
   )
@@ -153,8 +156,10 @@ def export_rules(encoder: ViT, num_classes: int | None) -> list[Rule]:
   """What a ViT is called in the published files of vision_transformer.
 
   Raises:
-    ValueError: it has parts that the format has no place for.
+    ValueError: it is no ViT, or has parts that the format has no place for.
   """
+  if not isinstance(encoder, ViT):
+    raise ValueError(f'vision_transformer takes a ViT, not {type(encoder).__name__}')
   refuse_fields('vision_transformer', encoder, NO_PLACE)
   parts = _Parts(
     encoder.size.depth,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vit_jax.adapters import flax_vit, hf, ours
+from vit_jax.adapters import flax_vit, hf, ours, timm
 from vit_jax.adapters.fetch import Progress, fetch
 from vit_jax.adapters.layout import Facts, Layout
 from vit_jax.adapters.published import published
@@ -20,6 +20,7 @@ FORMATS = {
   'vision_transformer': flax_vit,
   'big_vision': flax_vit,
   'transformers': hf,
+  'timm': timm,
 }
 # Beside the weights: what they were made with, and what their images went through.
 COMPANIONS = ('config.json', 'preprocessor_config.json')

@@ -92,13 +92,14 @@ def supervised(
   Args:
     encoder: such as `vit_spec` gives.
     num_classes: outputs of its head; None where it has none.
-    mean: what pixels in [0, 1] are normalised by, by channel; None: not known.
+    mean: what pixels in [0, 1] are normalised by: a number, or one a channel; None: not known.
     std: likewise.
   """
+  mean, std = (tuple(value) if hasattr(value, '__iter__') else value for value in (mean, std))
   spec = {'type': 'objectives.supervised.Supervised', 'encoder': dict(encoder)}
   if num_classes is not None:
     spec['num_classes'] = num_classes
-  return {**spec, 'mean': mean and tuple(mean), 'std': std and tuple(std)}
+  return {**spec, 'mean': mean, 'std': std}
 
 
 class Facts:

@@ -1,15 +1,18 @@
 """Writes a model's variables as a file of some format: whole, or not at all."""
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from vit_jax.adapters.mapping import Rule
 from vit_jax.choices import listed
+from vit_jax.reasons import reason
 
 
 def one_by_one(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,7 +49,7 @@ def their_arrays(
       raise ValueError(f'the model has no {listed(missing)}, which the format has')
     arrays = rule.write([np.asarray(variables[name]) for name in rule.ours])
     for name, array in zip(rule.theirs, arrays, strict=True):
-      yield name, np.ascontiguousarray(array)
+      yield name, np.asarray(array, order='C')  # The other way, a number gets an axis.
 
 
 def save(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -60,10 +63,20 @@ def save(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
   writers = {'.npz': _save_npz, '.safetensors': _save_safetensors}
   if path.suffix not in writers:
     raise ValueError(f'{path} ends in {path.suffix!r}; choose from {", ".join(writers)}')
+  try:
+    with whole(path) as partial:
+      writers[path.suffix](partial, arrays)
+  except (OSError, safetensors.SafetensorError) as e:
+    raise OSError(f'cannot write {path} ({reason(e)})') from e
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+  """Gives a path to write to, which becomes `path` at the end, or is removed after an error."""
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
   try:
-    writers[path.suffix](partial, arrays)
+    yield partial
     partial.replace(path)
   finally:
     partial.unlink(missing_ok=True)

@@ -10,6 +10,8 @@ from vit_jax import allocator
 COMMANDS = {
   'train': 'train what a config describes; go on where the workdir stopped',
   'evaluate': 'run the evaluators of a finished or unfinished run',
+  'predict': 'say what is in images',
+  'convert': 'write a run or a checkpoint as a file of ours, of timm, of transformers, ...',
   'report': "write a run's report.html anew",
   'prepare': 'write a source as ArrayRecord files, which are fast to read at random',
 }

@@ -1,0 +1,189 @@
+"""The folder of a run of ours as a checkpoint: its arrays, its model, and its images."""
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vit_jax import compose
+from vit_jax.adapters.layout import Facts, Layout, Preprocessing, innermost, square_grid
+from vit_jax.adapters.mapping import Rule, layers, same
+from vit_jax.adapters.ours import not_read, one_by_one
+from vit_jax.adapters.tensors import Shape, Tensors
+from vit_jax.build import build
+from vit_jax.checkpoint import Checkpoints, named, read_json
+
+# Host transforms without chance, and what their arguments are called.
+ARGUMENTS = {
+  'decode': ('channels', 'orient'),
+  'resize': ('h', 'w', 'interpolation'),
+  'resize_small': ('size', 'interpolation'),
+  'central_crop': ('h', 'w'),
+}
+_WEIGHTS = ('params/', 'model_state/', 'ema/')
+
+
+def is_run(location: str) -> bool:
+  """Whether it is the folder of a run, finished or not."""
+  folder = Path(os.path.expanduser(location))
+  return (folder / 'config.json').is_file() and (folder / 'checkpoints').is_dir()
+
+
+def open_run(
+  location: str, step: str | int, facts: Facts, *, average: bool = False
+) -> tuple[Tensors, Layout]:
+  """The parameters and collections of a run's checkpoint; of a distillation, the student's.
+
+  Args:
+    location: its folder.
+    step: a number, 'last' or 'best'.
+    facts: what the caller says.
+    average: the averaged parameters in the place of the last ones.
+
+  Raises:
+    FileNotFoundError: no such checkpoint.
+    ValueError: it has no averaged parameters, or does not say the size of its images.
+  """
+  workdir = Path(os.path.expanduser(location))
+  config, about = read_json(workdir / 'config.json'), read_json(workdir / 'run.json') or {}
+  tensors = _open_arrays(workdir, step, config.get('checkpoint') or {})
+  if average and not any(name.startswith('ema/') for name in tensors):
+    raise ValueError(f'{workdir} has no averaged parameters: its config has no ema')
+  objective, root = one_by_one(config['objective']), ''
+  while 'student' in objective:
+    objective, root = objective['student'], f'{root}student/'
+  rules = []
+  for name in tensors:
+    ours = _variable(name, root, average)
+    rules.append(_unstacked(ours, name, tensors) if ours else not_read(name))
+  shape = (about.get('batch') or {}).get('image')  # [B, H, W, C]; older runs do not say it.
+  size = (shape[1], shape[2]) if shape else None
+  encoder = innermost(objective)
+  positions = next((n for n in tensors if n.endswith('encoder/pos_embedding')), None)
+  if positions and not encoder.get('grid'):
+    tokens = tensors.shapes[positions][0][1] - (encoder.get('pooling', 'token') == 'token')
+    known = size and tuple(s // p for s, p in zip(size, build(encoder).patch, strict=True))
+    encoder['grid'] = square_grid(tokens, str(workdir), Facts({'grid': facts.get('grid', known)}))
+  if size is None and encoder.get('grid'):
+    size = tuple(g * p for g, p in zip(encoder['grid'], build(encoder).patch, strict=True))
+  preprocessing = read_host(_evaluation(config), size, shape[3] if shape else None)
+  if preprocessing is None:
+    raise ValueError(
+      f'{workdir} does not say the size of its images; give the command that trained it again, '
+      'which notes it in run.json'
+    )
+  classes = facts.get('classes', tuple(about.get('classes') or ()))
+  return tensors, Layout('vit_jax run', objective, preprocessing, rules, classes)
+
+
+def read_host(
+  host: str, size: tuple[int, int] | None = None, channels: int | None = None
+) -> Preprocessing | None:
+  """What host transforms do to an image of any size.
+
+  Where they draw something, as in training, an image is squashed to the size that they give.
+
+  Args:
+    host: as a config has them.
+    size: `(height, width)` that they give where they do not say it.
+    channels: that they give; None: what `decode` gives.
+
+  Returns:
+    The preprocessing; None where nobody says the size.
+  """
+  calls = [
+    (name, {**dict(zip(ARGUMENTS.get(name, ()), args, strict=False)), **kwargs})
+    for name, args, kwargs in compose.parse(host)
+  ]
+  names = [name for name, _ in calls]
+  for name, arguments in calls:
+    if name in ('resize', 'central_crop'):
+      size = arguments['h'], arguments.get('w') or arguments['h']
+  if size is None:
+    return None
+  decode = calls[0][1] if names[:1] == ['decode'] else {}
+  channels = channels or decode.get('channels', 3)
+  if names[:1] == ['decode'] and not decode.get('orient'):
+    del calls[0], names[0]
+  if not names or not set(names) <= set(ARGUMENTS):
+    return Preprocessing(size, channels=channels)
+  first = calls[0][1]
+  how = first.get('interpolation', 'bilinear')
+  if names == ['resize']:
+    return Preprocessing(size, None, how, channels)
+  if names == ['resize_small', 'central_crop'] and min(size) <= first['size']:
+    return Preprocessing(size, _share(min(size), first['size']), how, channels)
+  return Preprocessing(size, channels=channels, transforms=host)
+
+
+def _share(crop: int, shorter: int) -> float:
+  """The share of the shorter side that is left; `Preprocessing` divides by it and rounds down."""
+  share = crop / shorter
+  return share if math.floor(crop / share) == shorter else math.nextafter(share, 0)
+
+
+def _evaluation(config: Mapping[str, Any]) -> str:
+  """The host transforms of the evaluation that decides what is best, else of the first."""
+  evals = config.get('evals') or {}
+  best = ((config.get('checkpoint') or {}).get('best') or '').partition('/')[0]
+  hosts = [spec.get('host') for spec in (evals.get(best, {}), *evals.values())]
+  return next(filter(None, hosts), config['data']['host'])
+
+
+def _variable(name: str, root: str, average: bool) -> str:
+  """What an array of a state is called in a model; '' for one that it has not."""
+  kind, _, rest = name.partition('/')
+  if kind == 'model_state':
+    kind, _, rest = rest.partition('/')
+  elif kind == ('ema' if average else 'params'):
+    kind = 'params'
+  else:
+    return ''
+  return f'{kind}/{rest.removeprefix(root)}' if rest.startswith(root) else ''
+
+
+def _unstacked(ours: str, theirs: str, tensors: Tensors) -> Rule:
+  if '/blocks/' not in ours:
+    return same(ours, theirs)
+  count = tensors.shapes[theirs][0][0]
+  names = [ours.replace('/blocks/', f'/block_{i}/') for i in range(count)]
+  return layers(theirs, *(same(name, theirs) for name in names))
+
+
+def _open_arrays(workdir: Path, step: str | int, kept: Mapping[str, Any]) -> Tensors:
+  """A run's arrays by name, read one by one; optimizer, step and key are left out.
+
+  Args:
+    workdir: its folder.
+    step: a number, 'last' or 'best'.
+    kept: the config's `checkpoint`, which says what is best.
+  """
+  import orbax.checkpoint as ocp
+  from flax import traverse_util
+
+  best, mode = kept.get('best'), kept.get('mode') or 'max'
+  with Checkpoints(workdir, best=best, mode=mode) as checkpoints:
+    number = checkpoints.find(step)
+    if number not in checkpoints.steps:
+      have = ', '.join(map(str, checkpoints.steps)) or 'none'
+      raise FileNotFoundError(f'{workdir} has no checkpoint of step {step!r}; it has {have}')
+    file = checkpoints.folder / str(number) / 'state'
+  reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+  there = named(reader.metadata(file).item_metadata.tree)
+  shapes: dict[str, Shape] = {
+    name: (tuple(x.shape), np.dtype(x.dtype))
+    for name, x in there.items()
+    if name.startswith(_WEIGHTS)
+  }
+
+  def read(name: str) -> np.ndarray:
+    shape, dtype = shapes[name]
+    item = traverse_util.unflatten_dict({name: np.empty(shape, dtype)}, sep='/')
+    args = ocp.checkpoint_utils.construct_restore_args(item)
+    options = ocp.args.PyTreeRestore(item, restore_args=args, partial_restore=True)
+    return np.asarray(named(reader.restore(file, args=options))[name])
+
+  return Tensors(f'{workdir}, step {number}', shapes, read)
