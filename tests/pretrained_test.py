@@ -192,13 +192,17 @@ def test_the_peak_of_memory_is_little_more_than_the_parameters(tmp_path, kind, s
 # -- From elsewhere.
 
 
-def test_a_repository_of_the_hub_with_its_companions(file, tmp_path, monkeypatch, serve):
+def test_a_repository_of_the_hub(file, tmp_path, monkeypatch, serve, capsys):
   folder = tmp_path / 'org' / 'name' / 'resolve' / 'main'
   folder.mkdir(parents=True)
   safetensors.numpy.save_file(dict(np.load(file)), folder / 'model.safetensors')
   monkeypatch.setenv('HF_ENDPOINT', serve(tmp_path))
   monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path / 'cache'))
-  np.testing.assert_array_equal(load('hf://org/name')(images()), load(file)(images()))
+  model = load('hf://org/name')
+  assert 'hf://org/name/model.safetensors:' in capsys.readouterr().err
+  np.testing.assert_array_equal(model(images()), load(file)(images()))
+  load('hf://org/name')
+  assert capsys.readouterr().err == ''  # It is in the cache.
 
 
 def test_a_prefix_of_a_file_in_another_file_system(file, tmp_path, monkeypatch):

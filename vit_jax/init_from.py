@@ -73,6 +73,7 @@ def open_fields(fields: Mapping[str, Any]) -> tuple[Tensors, Layout]:
     format=fields.get('format'),
     step=fields.get('step') or 'last',
     average=fields.get('average') or False,
+    progress=True,
   )
 
 

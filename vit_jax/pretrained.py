@@ -1,6 +1,5 @@
 """`vit_jax.load`: a published checkpoint, or a run of ours, as a model that takes images."""
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from vit_jax import sharding
 from vit_jax.adapters.formats import open_checkpoint
@@ -69,20 +67,15 @@ def load(
       array that is missing or does not fit: one sentence that names file and array.
     ConnectionError: the server cannot be reached or stopped midway.
   """
-  bar = _Bar(os.fspath(location)) if progress else None
-  try:
-    tensors, layout = open_checkpoint(
-      location,
-      facts,
-      format=format,
-      step=step,
-      average=average,
-      sha256=sha256,
-      progress=bar,
-    )
-  finally:
-    if bar:
-      bar.close()
+  tensors, layout = open_checkpoint(
+    location,
+    facts,
+    format=format,
+    step=step,
+    average=average,
+    sha256=sha256,
+    progress=progress,
+  )
   size = (image_size,) * 2 if isinstance(image_size, int) else image_size
   preprocessing = layout.preprocessing.resized(tuple(size or layout.preprocessing.size))
   spec = change_spec(layout.objective, preprocessing.size, encoder or {}, num_classes)
@@ -180,21 +173,3 @@ def _initial(init: Callable[[], Any], targets: Mapping[str, Any]) -> dict[str, A
     out_shardings=placed if all(placed.values()) else None,
   )
   return make()
-
-
-class _Bar:
-  """A progress bar of a download, which appears with its first bytes."""
-
-  def __init__(self, title: str):
-    self._title, self._bar = title, None
-
-  def __call__(self, done: int, size: int | None) -> None:
-    if self._bar is None:
-      self._bar = tqdm(
-        total=size, initial=done, desc=self._title[-40:], unit='B', unit_scale=True, leave=False
-      )
-    self._bar.update(done - self._bar.n)
-
-  def close(self) -> None:
-    if self._bar is not None:
-      self._bar.close()

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax.adapters import flax_vit, hf, ours, timm
-from vit_jax.adapters.fetch import Progress, fetch
+from vit_jax.adapters.fetch import fetch
 from vit_jax.adapters.layout import Facts, Layout
+from vit_jax.adapters.progress import Bar
 from vit_jax.adapters.published import published
 from vit_jax.adapters.run import is_run, open_run
 from vit_jax.adapters.tensors import SUFFIXES, Tensors, open_tensors, split_prefix
@@ -38,7 +39,7 @@ def open_checkpoint(
   step: str | int = 'last',
   average: bool = False,
   sha256: str | None = None,
-  progress: Progress | None = None,
+  progress: bool = False,
 ) -> tuple[Tensors, Layout]:
   """Opens a checkpoint; of its arrays, nothing is read yet.
 
@@ -51,7 +52,7 @@ def open_checkpoint(
     step: of a run: a number, 'last' or 'best'.
     average: of a run: the averaged parameters.
     sha256: what the file's bytes must give.
-    progress: see `fetch`.
+    progress: whether to show the bar of a download.
 
   Returns:
     Its arrays, and what they are.
@@ -92,21 +93,19 @@ def open_checkpoint(
   return tensors, module.describe(tensors, given, files)
 
 
-def _fetch(
-  location: str, sha256: str | None, progress: Progress | None
-) -> tuple[Path, dict[str, Any]]:
+def _fetch(location: str, sha256: str | None, progress: bool) -> tuple[Path, dict[str, Any]]:
   """The file of weights, here, and the JSON files beside it by name."""
   folder, name = _split(location)
   for candidate in (name,) if name else WEIGHTS:
     try:
-      path = fetch(_join(folder, candidate), sha256=sha256, progress=progress)
+      path = _fetch_file(_join(folder, candidate), sha256, progress)
       break
     except FileNotFoundError:
       if candidate == (name or WEIGHTS[-1]):
         raise
   if path.name.endswith('.index.json'):
     for shard in sorted(set(_json(path).get('weight_map', {}).values())):
-      fetch(_join(folder, shard), progress=progress)
+      _fetch_file(_join(folder, shard), None, progress)
   files = {}
   for companion in COMPANIONS:
     try:
@@ -114,6 +113,11 @@ def _fetch(
     except (FileNotFoundError, PermissionError):  # Buckets say so of what is not there.
       continue  # Not everyone has them; a fact that is missed is asked for by name.
   return path, files
+
+
+def _fetch_file(location: str, sha256: str | None, progress: bool) -> Path:
+  with Bar(location) as bar:
+    return fetch(location, sha256=sha256, progress=bar if progress else None)
 
 
 def _is_name(location: str) -> bool:
