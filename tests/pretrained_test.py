@@ -283,7 +283,8 @@ def test_a_file_that_does_not_fit_the_model(file):
   text = refused(file, encoder=dict(width=32))
   assert 'a.npz makes' in text
   assert 'and the model has' in text
-  assert '3 blocks' in refused(file, encoder=dict(depth=4, scan=True))
+  assert 'has 3 blocks' in refused(file, encoder=dict(depth=4, scan=True))
+  assert 'and the model 2' in refused(file, encoder=dict(depth=2, scan=True))
 
 
 def test_a_size_that_patches_do_not_divide(file):

@@ -208,6 +208,29 @@ class Checkpoints:
     return OSError(f'cannot save a checkpoint in {self.folder} ({_reason(error)}); {good}')
 
 
+def find_state(
+  workdir: str | Path, step: str | int, kept: Mapping[str, Any] | None
+) -> tuple[int, epath.Path]:
+  """The number and the folder of a run's state, to be read without its classes.
+
+  Args:
+    workdir: the run's folder.
+    step: a number, 'last' or 'best'.
+    kept: `config.checkpoint` of the run, which says what is best.
+
+  Raises:
+    FileNotFoundError: there is no such checkpoint.
+    ValueError: a step that is none of these.
+  """
+  kept = kept or {}
+  with Checkpoints(workdir, best=kept.get('best'), mode=kept.get('mode') or 'max') as checkpoints:
+    number = checkpoints.find(step)
+    if number not in checkpoints.steps:
+      have = ', '.join(map(str, checkpoints.steps)) or 'none'
+      raise FileNotFoundError(f'{workdir} has no checkpoint of step {step!r}; it has {have}')
+    return number, checkpoints.folder / str(number) / 'state'
+
+
 def _is_broken(file: epath.Path) -> bool:
   try:
     json.loads(file.read_text())

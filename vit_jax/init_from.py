@@ -14,7 +14,7 @@ from vit_jax.adapters.formats import open_checkpoint
 from vit_jax.adapters.layout import Layout
 from vit_jax.adapters.read import read_variables
 from vit_jax.adapters.tensors import Tensors
-from vit_jax.checkpoint import Checkpoints, named, read_json
+from vit_jax.checkpoint import find_state, named, read_json
 from vit_jax.choices import listed
 from vit_jax.pretrained import native_shapes
 from vit_jax.state import TrainState
@@ -115,14 +115,7 @@ def _from_run(
   config = read_json(workdir / 'config.json')
   if config is None:
     raise FileNotFoundError(f"{workdir} is no run's folder: it has no config.json")
-  kept = config.get('checkpoint') or {}
-  best, mode = kept.get('best'), kept.get('mode') or 'max'
-  with Checkpoints(workdir, best=best, mode=mode) as checkpoints:
-    number = checkpoints.find(step)
-    if number not in checkpoints.steps:
-      have = ', '.join(map(str, checkpoints.steps)) or 'none'
-      raise FileNotFoundError(f'{workdir} has no checkpoint of step {step!r}; it has {have}')
-    file = checkpoints.folder / str(number) / 'state'
+  number, file = find_state(workdir, step, config.get('checkpoint'))
   reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
   there = named(reader.metadata(file).item_metadata.tree)
   renamed = {name: _renamed(name, mapping) for name in there}

@@ -15,9 +15,9 @@ as unused.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vit_jax.adapters.hf_config import Defaults, find_config, refuse_arrays, write_config
+from vit_jax.adapters.hf_config import OTHERS, UNREAD, Defaults, find_config, write_config
 from vit_jax.adapters.hf_layout import Where, make_layout
-from vit_jax.adapters.layout import Facts, Layout, count_blocks, refuse_fields
+from vit_jax.adapters.layout import Facts, Layout, count_blocks, refuse_arrays, refuse_fields
 from vit_jax.adapters.mapping import Rule, conv, dense, flat, fused, linear, norm, same, zeros
 from vit_jax.adapters.tensors import Tensors
 from vit_jax.models.vit import ViT
@@ -69,7 +69,7 @@ def describe(tensors: Tensors, facts: Facts, files: Mapping[str, Any]) -> Layout
   map_head = f'{prefix}head.probe' in tensors and not head
   depth = count_blocks(list(tensors), f'{prefix}encoder.layers.', '.')
   rules = list(_rules(_Parts(prefix, depth, cls, map_head, head)))
-  refuse_arrays(tensors, (f'{prefix}embeddings.', f'{prefix}encoder.'), rules)
+  refuse_arrays(tensors, (f'{prefix}embeddings.', f'{prefix}encoder.'), rules, OTHERS, UNREAD)
   return make_layout(
     tensors,
     facts,

@@ -1,11 +1,9 @@
 """The 'config.json' of transformers: what it says of a ViT, in and out."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vit_jax.adapters.layout import Facts, published_heads, square_grid
-from vit_jax.adapters.mapping import Rule
-from vit_jax.adapters.tensors import Tensors
 from vit_jax.choices import listed
 from vit_jax.models.vit import ViT
 
@@ -120,21 +118,6 @@ def find_config(
   # Files of 2021 have the part of images twice, and the second counts: `CLIPConfig`.
   part = config.get('vision_config_dict') or config.get('vision_config')
   return Config(path, config if part is None else part, known[kind], stated)
-
-
-def refuse_arrays(tensors: Tensors, inside: Iterable[str], rules: Sequence[Rule]) -> None:
-  """Raises ValueError where an encoder has an array that no rule reads: it is another architecture.
-
-  Args:
-    tensors: the file's arrays.
-    inside: what the names of the encoder's arrays begin with.
-    rules: of the format.
-  """
-  read = {name for rule in rules for name in rule.theirs}
-  for name in tensors:
-    if name.startswith(tuple(inside)) and name not in read and not name.endswith(UNREAD):
-      what = next((what for part, what in OTHERS.items() if part in name), 'another architecture')
-      raise ValueError(f'{tensors.path} has {name!r} ({what}), which no model here has')
 
 
 def class_names(files: Mapping[str, Any], count: int, facts: Facts) -> Sequence[str]:

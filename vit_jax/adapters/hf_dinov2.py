@@ -11,10 +11,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vit_jax.adapters.hf_config import Defaults, find_config, refuse_arrays, write_config
+from vit_jax.adapters.hf_config import OTHERS, UNREAD, Defaults, find_config, write_config
 from vit_jax.adapters.hf_layout import Where, make_layout
 from vit_jax.adapters.hf_vit import ENCODER, HUB_ATTENTION, MODULE_ATTENTION, attention, embeddings
-from vit_jax.adapters.layout import Facts, Layout, count_blocks, refuse_fields, shape_of
+from vit_jax.adapters.layout import (
+  Facts,
+  Layout,
+  count_blocks,
+  refuse_arrays,
+  refuse_fields,
+  shape_of,
+)
 from vit_jax.adapters.mapping import Rule, dense, norm, same
 from vit_jax.adapters.tensors import Tensors
 from vit_jax.models.vit import ViT
@@ -63,7 +70,7 @@ def describe(tensors: Tensors, facts: Facts, files: Mapping[str, Any]) -> Layout
   prefix = _find(tensors)
   parts = _find_parts(tensors, prefix)
   rules = list(_rules(parts))
-  refuse_arrays(tensors, (f'{prefix}embeddings.', f'{prefix}encoder.'), rules)
+  refuse_arrays(tensors, (f'{prefix}embeddings.', f'{prefix}encoder.'), rules, OTHERS, UNREAD)
   config = find_config(tensors.path, files, KNOWN, ('hidden_act', 'layer_norm_eps'))
   registers = f'{prefix}embeddings.register_tokens'
   return make_layout(

@@ -8,9 +8,16 @@ DeiT checkpoints without distillation, which were published as ViT.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vit_jax.adapters.hf_config import Defaults, find_config, refuse_arrays, write_config
+from vit_jax.adapters.hf_config import OTHERS, UNREAD, Defaults, find_config, write_config
 from vit_jax.adapters.hf_layout import Where, make_layout
-from vit_jax.adapters.layout import Facts, Layout, count_blocks, refuse_fields, shape_of
+from vit_jax.adapters.layout import (
+  Facts,
+  Layout,
+  count_blocks,
+  refuse_arrays,
+  refuse_fields,
+  shape_of,
+)
 from vit_jax.adapters.mapping import Rule, conv, dense, norm, same
 from vit_jax.adapters.tensors import Tensors
 from vit_jax.models.vit import ViT
@@ -85,7 +92,7 @@ def describe(tensors: Tensors, facts: Facts, files: Mapping[str, Any]) -> Layout
   parts = _find_parts(tensors, prefix, names)
   rules = list(_rules(parts))
   inside = f'{prefix}embeddings.', f'{prefix}{names.blocks}.'
-  refuse_arrays(tensors, inside, rules)
+  refuse_arrays(tensors, inside, rules, OTHERS, UNREAD)
   config = find_config(tensors.path, files, KNOWN, ('hidden_act', 'layer_norm_eps'))
   if parts.pooler and config.get('pooler_act') not in (None, 'tanh'):
     raise ValueError(f'{tensors.path}: config.json has a pooler_act that is not tanh')

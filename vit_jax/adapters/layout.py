@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vit_jax.adapters.mapping import Rule
@@ -214,3 +214,26 @@ def refuse_fields(format_: str, encoder: Any, allowed: Mapping[str, Sequence[Any
     if value not in values:
       takes = ' or '.join(map(repr, values))
       raise ValueError(f'{format_} has no place for {field}={value!r}; it takes {takes}')
+
+
+def refuse_arrays(
+  tensors: Tensors,
+  inside: Iterable[str],
+  rules: Sequence[Rule],
+  others: Mapping[str, str],
+  ignored: tuple[str, ...] = (),
+) -> None:
+  """Raises ValueError where an encoder has an array that no rule reads: it is another architecture.
+
+  Args:
+    tensors: the file's arrays.
+    inside: what the names of the encoder's arrays begin with.
+    rules: of the format.
+    others: what a part of a name says of an architecture that we have not.
+    ignored: ends of names of arrays that do not matter.
+  """
+  read = {name for rule in rules for name in rule.theirs}
+  for name in tensors:
+    if name.startswith(tuple(inside)) and name not in read and not name.endswith(ignored):
+      what = next((what for part, what in others.items() if part in name), 'another architecture')
+      raise ValueError(f'{tensors.path} has {name!r} ({what}), which no model here has')

@@ -85,7 +85,7 @@ def read_variables(
   report = Report(f'{tensors.path} ({layout.format})')
   arrays: dict[str, Array] = {}
   used = set()
-  stacks: dict[str, dict[int, np.ndarray]] = {}
+  stacks: dict[str, _Stack] = {}
   for rule in _by_kind(layout.rules):
     used.update(rule.theirs)
     if not rule.ours:  # What a file says of itself, or weights that nobody asked for.
@@ -112,21 +112,36 @@ def read_variables(
       if block is None:
         arrays[goal] = _place(value, like)
         continue
-      rows = stacks.setdefault(goal, {})
-      rows[block] = value
-      if len(rows) == like.shape[0]:
-        arrays[goal] = _place(np.stack([rows[i] for i in range(len(rows))]), like)
-        del stacks[goal]
-    del values
+      if goal not in stacks:
+        stacks[goal] = _Stack(like)
+      if stacks[goal].put(block, value):
+        arrays[goal] = _place(stacks.pop(goal).array, like)
+    del values, value
   if stacks:
-    name, rows = next(iter(stacks.items()))
+    name, stack = next(iter(stacks.items()))
     raise ValueError(
-      f'{tensors.path} has {len(rows)} blocks of {name!r} and the model {targets[name].shape[0]}'
+      f'{tensors.path} has {len(stack.blocks)} blocks of {name!r} and the model '
+      f'{targets[name].shape[0]}'
     )
   known = set(report.loaded) | set(report.initialised)
   report.missing = [name for name in targets if name not in known]
   report.unused += [name for name in tensors if name not in used]
   return arrays, report
+
+
+class _Stack:
+  """The rows of one array of the model's, a block each, that have come so far."""
+
+  def __init__(self, like: Any):
+    self.array = np.empty(like.shape, like.dtype)
+    self.blocks: set[int] = set()
+
+  def put(self, block: int, row: np.ndarray) -> bool:
+    """Takes a row; whether all are there. One that the model has no place for is only counted."""
+    self.blocks.add(block)
+    if block < len(self.array):
+      self.array[block] = row
+    return self.blocks == set(range(len(self.array)))
 
 
 def _by_kind(rules: Sequence[Rule]) -> list[Rule]:

@@ -14,7 +14,7 @@ from vit_jax.adapters.mapping import Rule, layers, same
 from vit_jax.adapters.ours import not_read, one_by_one
 from vit_jax.adapters.tensors import Shape, Tensors
 from vit_jax.build import build
-from vit_jax.checkpoint import Checkpoints, named, read_json
+from vit_jax.checkpoint import find_state, named, read_json
 
 # Host transforms without chance, and what their arguments are called.
 ARGUMENTS = {
@@ -49,7 +49,7 @@ def open_run(
   """
   workdir = Path(os.path.expanduser(location))
   config, about = read_json(workdir / 'config.json'), read_json(workdir / 'run.json') or {}
-  tensors = _open_arrays(workdir, step, config.get('checkpoint') or {})
+  tensors = _open_arrays(workdir, step, config.get('checkpoint'))
   if average and not any(name.startswith('ema/') for name in tensors):
     raise ValueError(f'{workdir} has no averaged parameters: its config has no ema')
   objective, root = one_by_one(config['objective']), ''
@@ -153,7 +153,7 @@ def _unstacked(ours: str, theirs: str, tensors: Tensors) -> Rule:
   return layers(theirs, *(same(name, theirs) for name in names))
 
 
-def _open_arrays(workdir: Path, step: str | int, kept: Mapping[str, Any]) -> Tensors:
+def _open_arrays(workdir: Path, step: str | int, kept: Mapping[str, Any] | None) -> Tensors:
   """A run's arrays by name, read one by one; optimizer, step and key are left out.
 
   Args:
@@ -164,13 +164,7 @@ def _open_arrays(workdir: Path, step: str | int, kept: Mapping[str, Any]) -> Ten
   import orbax.checkpoint as ocp
   from flax import traverse_util
 
-  best, mode = kept.get('best'), kept.get('mode') or 'max'
-  with Checkpoints(workdir, best=best, mode=mode) as checkpoints:
-    number = checkpoints.find(step)
-    if number not in checkpoints.steps:
-      have = ', '.join(map(str, checkpoints.steps)) or 'none'
-      raise FileNotFoundError(f'{workdir} has no checkpoint of step {step!r}; it has {have}')
-    file = checkpoints.folder / str(number) / 'state'
+  number, file = find_state(workdir, step, kept)
   reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
   there = named(reader.metadata(file).item_metadata.tree)
   shapes: dict[str, Shape] = {

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from vit_jax.adapters.layout import Facts, Preprocessing
-from vit_jax.adapters.mapping import Rule
-from vit_jax.adapters.tensors import Tensors
 from vit_jax.choices import check_choice
 
 if TYPE_CHECKING:
@@ -113,24 +111,6 @@ def class_names(config: Config, count: int | None, facts: Facts) -> Sequence[str
   """Names of so many classes, in order; () where nobody says them."""
   known = config.labels if len(config.labels) == count else ()
   return facts.get('classes', tuple(known)) if count else ()
-
-
-def refuse_arrays(
-  tensors: Tensors, inside: Sequence[str], rules: Sequence[Rule], others: Mapping[str, str]
-) -> None:
-  """Raises ValueError where an encoder has an array that no rule reads: it is another architecture.
-
-  Args:
-    tensors: the file's arrays.
-    inside: what the names of the encoder's arrays begin with.
-    rules: of the format.
-    others: what a part of a name says of an architecture that we have not.
-  """
-  read = {name for rule in rules for name in rule.theirs}
-  for name in tensors:
-    if name.startswith(tuple(inside)) and name not in read:
-      what = next((what for part, what in others.items() if part in name), 'another architecture')
-      raise ValueError(f'{tensors.path} has {name!r} ({what}), which no model here has')
 
 
 def write_config(

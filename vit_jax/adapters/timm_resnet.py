@@ -12,6 +12,7 @@ from vit_jax.adapters.layout import (
   Facts,
   Layout,
   count_blocks,
+  refuse_arrays,
   refuse_fields,
   shape_of,
   supervised,
@@ -24,7 +25,6 @@ from vit_jax.adapters.timm_config import (
   class_names,
   find_config,
   read_images,
-  refuse_arrays,
   write_config,
 )
 from vit_jax.models.resnet import VARIANTS, ResNet, Size

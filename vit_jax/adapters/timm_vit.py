@@ -13,6 +13,7 @@ from vit_jax.adapters.layout import (
   Facts,
   Layout,
   count_blocks,
+  refuse_arrays,
   refuse_fields,
   shape_of,
   square_grid,
@@ -27,7 +28,6 @@ from vit_jax.adapters.timm_config import (
   class_names,
   find_config,
   read_images,
-  refuse_arrays,
   write_config,
 )
 from vit_jax.adapters.timm_models import (
