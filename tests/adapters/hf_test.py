@@ -315,6 +315,23 @@ def test_export_gives_the_file_back(saved, tmp_path, name):
       np.testing.assert_array_equal(array, file[theirs[short]])
 
 
+@pytest.mark.parametrize('name', ['dinov2', 'dinov2 with registers'])
+def test_a_head_on_the_class_token_of_dinov2(saved, tmp_path, name):
+  model = open_(saved(name)[1], num_classes=CLASSES, classes=tuple('abcde'[:CLASSES]))
+  rng = np.random.default_rng(0)
+  head = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), model.params['head'])
+  model.variables['params']['head'] = head
+  export(model, tmp_path / 'out')
+  theirs, info = transformers.AutoModelForImageClassification.from_pretrained(
+    tmp_path / 'out', output_loading_info=True
+  )
+  assert not any(info.values()), info
+  image = images(4 * model.objective.encoder.patch[0])
+  model = open_(tmp_path / 'out', image_size=image.shape[1])
+  assert model.has_head
+  close(model(image, preprocessed=True), peer(theirs.eval(), image)[0])
+
+
 def test_what_is_written_is_read_again(saved, tmp_path):
   model = open_(saved('dinov2 with registers')[1])
   export(model, tmp_path / 'out')
@@ -339,7 +356,6 @@ def test_how_images_are_normalised_is_written_where_it_is_known(saved):
   [
     ('vit', dict(pooling='mean'), "ViT has no place for pooling='mean'; it takes 'token'"),
     ('vit', dict(pre_logits=8), 'ViT has no place for pre_logits=8; it takes None'),
-    ('vit', dict(layer_scale=0.1), 'DINOv2 has no head on the class token alone'),
     ('dinov2', dict(qk_norm=True), 'DINOv2 has no place for qk_norm=True'),
     ('dinov2', dict(layer_scale=None, registers=2), 'DINOv2 has LayerScale in every block'),
     ('dinov2', dict(mlp_dim=40), 'a multiple of the width, not 40'),

@@ -2,8 +2,9 @@
 
 The names on the Hub are those of 2023; since version 5 the modules of the attention are called
 otherwise, and files may have either. `Dinov2ForImageClassification` classifies by the class token
-and the mean of the patches side by side; of its files the encoder is read, and the classifier is
-reported as unused.
+and the mean of the patches side by side. Of its files the encoder is read, and the classifier is
+reported as unused, unless its weights on the mean are all 0: so a head of ours is written, which
+looks at the class token alone.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from vit_jax.adapters.layout import (
   refuse_fields,
   shape_of,
 )
-from vit_jax.adapters.mapping import Rule, dense, norm, same
+from vit_jax.adapters.mapping import Arrays, Rule, Shapes, dense, norm, same
 from vit_jax.adapters.tensors import Tensors
 from vit_jax.models.vit import ViT
 
@@ -38,9 +39,13 @@ NO_PLACE = {
 }
 
 
+HEAD = 'classifier'
+
+
 class _Parts(NamedTuple):
   prefix: str  # 'dinov2.', ..., or nothing for the encoder alone
   depth: int
+  head: bool = False
   attention: Sequence[str] = HUB_ATTENTION
   qkv_bias: bool = True
   registers: bool = False
@@ -82,6 +87,7 @@ def describe(tensors: Tensors, facts: Facts, files: Mapping[str, Any]) -> Layout
       f'{prefix}embeddings.patch_embeddings.projection.weight',
       f'{prefix}embeddings.position_embeddings',
       f'{prefix}encoder.layer.0.mlp.fc1.weight',
+      f'{HEAD}.bias' if parts.head else None,
     ),
     rules,
     depth=parts.depth,
@@ -94,24 +100,24 @@ def describe(tensors: Tensors, facts: Facts, files: Mapping[str, Any]) -> Layout
 
 
 def export_rules(encoder: ViT, num_classes: int | None) -> list[Rule]:
-  """What a ViT with LayerScale is called on the Hub: of `Dinov2Model`, with registers or without.
+  """What a ViT with LayerScale is called on the Hub: a DINOv2, with registers or without.
 
   Raises:
     ValueError: it has parts that the format has no place for.
   """
   name = "transformers' DINOv2"
   refuse_fields(name, encoder, NO_PLACE)
-  if num_classes is not None:
-    raise ValueError(f'{name} has no head on the class token alone; leave the head out')
   if encoder.layer_scale is None:
     raise ValueError(f'{name} has LayerScale in every block, and this ViT has not')
   width, depth, mlp_dim, _ = encoder.size
   if mlp_dim % width:
     raise ValueError(f'{name} has an mlp_dim that is a multiple of the width, not {mlp_dim}')
-  rules = list(_rules(_Parts('', depth, registers=encoder.registers > 0)))
+  head = num_classes is not None
+  prefix = f'{_model_type(encoder)}.' if head else ''
+  rules = list(_rules(_Parts(prefix, depth, head, registers=encoder.registers > 0)))
   # Zeros, as transformers starts with; it misses the array otherwise.
   mask = np.zeros((1, width), np.float32)
-  rules.append(Rule((), ('embeddings.mask_token',), lambda *_: [], lambda _: [mask]))
+  rules.append(Rule((), (f'{prefix}embeddings.mask_token',), lambda *_: [], lambda _: [mask]))
   return rules
 
 
@@ -120,8 +126,8 @@ def export_config(
 ) -> dict[str, Any]:
   """The 'config.json' of a ViT with LayerScale; arguments as of `write_config`."""
   name = 'Dinov2WithRegisters' if encoder.registers else 'Dinov2'
-  model_type = 'dinov2_with_registers' if encoder.registers else 'dinov2'
-  config = write_config(encoder, model_type, f'{name}Model', size, channels, labels)
+  name += 'ForImageClassification' if labels else 'Model'
+  config = write_config(encoder, _model_type(encoder), name, size, channels, labels)
   width, _, mlp_dim, _ = encoder.size
   del config['intermediate_size']  # They have a ratio.
   config |= {
@@ -131,6 +137,10 @@ def export_config(
     'qkv_bias': True,
   }
   return config | ({'num_register_tokens': encoder.registers} if encoder.registers else {})
+
+
+def _model_type(encoder: ViT) -> str:
+  return 'dinov2_with_registers' if encoder.registers else 'dinov2'
 
 
 def _find(names: Iterable[str]) -> str | None:
@@ -149,10 +159,35 @@ def _find_parts(tensors: Tensors, prefix: str) -> _Parts:
   return _Parts(
     prefix,
     count_blocks(list(tensors), blocks, '.'),
+    _looks_at_the_class_token_alone(tensors),
     names,
     qkv_bias=f'{blocks}0.{names[0]}.bias' in tensors,
     registers=f'{prefix}embeddings.register_tokens' in tensors,
   )
+
+
+def _looks_at_the_class_token_alone(tensors: Tensors) -> bool:
+  """Whether there is a classifier whose weights on the mean of the patches are all 0."""
+  if f'{HEAD}.weight' not in tensors:
+    return False
+  weight = tensors[f'{HEAD}.weight']  # [K, 2 D]
+  return weight.ndim == 2 and not weight[:, weight.shape[1] // 2 :].any()
+
+
+def _head_rule() -> Rule:
+  """A head on the class token, theirs with zeros for the mean of the patches behind."""
+
+  def read(arrays: Arrays, shapes: Shapes) -> list[np.ndarray]:
+    (weight,), ((width, classes),) = arrays, shapes
+    if weight.shape != (classes, 2 * width):
+      raise ValueError(f'its shape is {list(weight.shape)} and should be {[classes, 2 * width]}')
+    return [weight[:, :width].T]
+
+  def write(arrays: Arrays) -> list[np.ndarray]:
+    (kernel,) = arrays
+    return [np.concatenate([kernel.T, np.zeros_like(kernel.T)], axis=1)]
+
+  return Rule(('params/head/kernel',), (f'{HEAD}.weight',), read, write)
 
 
 def _rules(parts: _Parts) -> Iterator[Rule]:
@@ -171,3 +206,6 @@ def _rules(parts: _Parts) -> Iterator[Rule]:
     yield from dense(f'{ours}/mlp/fc_2', f'{theirs}.mlp.fc2')
     yield same(f'{ours}/scale_2/scale', f'{theirs}.layer_scale2.lambda1')
   yield from norm(f'{ENCODER}/norm', f'{prefix}layernorm')
+  if parts.head:
+    yield _head_rule()
+    yield same('params/head/bias', f'{HEAD}.bias')
