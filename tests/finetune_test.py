@@ -280,6 +280,7 @@ def test_a_wrong_argument_is_one_sentence(text, message):
   ('options', 'error', 'message'),
   [
     ('size=18', ValueError, 'image_size 18x18 is not divisible by patches of 4x4'),
+    ('test_size=18', ValueError, 'image_size 18x18 is not divisible by patches of 4x4'),
     ('format=timn', ValueError, "unknown format 'timn'; choose from"),
     ('pre_logits=keep,init=/none.npz', ValueError, "option 'init' stands twice"),
     ('val=emoji:test,label=subcategory', ValueError, 'the classes of val are not those of data'),

@@ -66,6 +66,8 @@ def test_is_the_weighted_sum():
   assert mixed['n'] == 2  # A counter cannot be mixed.
   for alpha, end in ((0, a), (1, b)):
     np.testing.assert_array_equal(interpolate.mix(a, b, alpha)['w'], end['w'])
+  infinite = {**a, 'w': np.full_like(a['w'], np.inf)}
+  np.testing.assert_array_equal(interpolate.mix(infinite, b, 1)['w'], b['w'])
   half = interpolate.mix({'w': jnp.ones(2, 'bfloat16')}, {'w': jnp.zeros(2, 'bfloat16')}, 0.5)
   assert half['w'].dtype == jnp.bfloat16
   assert interpolate.mix(None, None, 0.5) is None

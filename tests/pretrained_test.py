@@ -19,6 +19,7 @@ import safetensors.numpy
 import vit_jax
 from vit_jax import sharding
 from vit_jax.adapters import flax_vit, write
+from vit_jax.adapters.resize import resize_positions
 from vit_jax.build import build
 from vit_jax.checkpoint import named
 from vit_jax.pretrained import load
@@ -127,6 +128,21 @@ def test_a_patch_kernel_is_resized_for_another_patch(file):
   np.testing.assert_allclose(model(gray), load(file)(gray[:, :32, :32]), rtol=1e-4, atol=1e-4)
 
 
+def test_a_grid_of_as_many_patches_is_another_grid(tmp_path):
+  wide = arrays_of({**ENCODER, 'grid': (2, 8)})
+  np.savez(tmp_path / 'a.npz', **wide)
+  model = load(tmp_path / 'a.npz', grid=(2, 8), image_size=32)
+  positions = wide['Transformer/posembed_input/pos_embedding']
+  expected = resize_positions(positions, (2, 8), (4, 4), prefix=1, method='bilinear_zoom')
+  np.testing.assert_array_equal(model.params['encoder']['pos_embedding'], expected)
+  assert list(model.report.resized) == ['params/encoder/pos_embedding']
+
+
+def test_no_more_classes_are_named_than_there_are_outputs(file):
+  assert load(file, num_classes=2, classes=('a', 'b')).classes == ('a', 'b')
+  assert '6 classes are named, and the head has 5 outputs' in refused(file, classes='abcdef')
+
+
 def test_scan_and_another_dtype_give_the_same_model(file):
   plain, scanned = load(file), load(file, encoder=dict(scan=True, remat='full'))
   assert scanned.params['encoder']['blocks']['mlp']['fc_1']['kernel'].shape == (3, 16, 32)
@@ -205,6 +221,18 @@ def test_a_repository_of_the_hub(file, tmp_path, monkeypatch, serve, capsys):
   assert capsys.readouterr().err == ''  # It is in the cache.
 
 
+def test_what_was_downloaded_opens_when_the_server_is_gone(file, tmp_path, monkeypatch):
+  safetensors.numpy.save_file(dict(np.load(file)), tmp_path / 'model.safetensors')
+  monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path / 'cache'))
+  handler = functools.partial(_Quiet, directory=str(tmp_path))
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+    address = f'http://127.0.0.1:{server.server_port}/model.safetensors'
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    first = load(address)(images())
+    server.shutdown()
+  np.testing.assert_array_equal(load(address)(images()), first)
+
+
 def test_a_prefix_of_a_file_in_another_file_system(file, tmp_path, monkeypatch):
   import fsspec
 
@@ -236,7 +264,8 @@ def test_an_unknown_name_has_those_like_it():
 def test_a_path_that_is_not_there(tmp_path):
   assert refused(tmp_path / 'no.npz', FileNotFoundError) == f'no file {tmp_path / "no.npz"}'
   os.makedirs(tmp_path / 'empty')
-  assert 'no file' in refused(tmp_path / 'empty', FileNotFoundError)
+  assert "empty has none of 'model.safetensors', " in refused(tmp_path / 'empty', FileNotFoundError)
+  assert refused(tmp_path / 'nothing', FileNotFoundError).startswith('no file or folder')
 
 
 def test_a_file_of_no_known_format(tmp_path):
@@ -250,8 +279,7 @@ def test_a_truncated_file(file, tmp_path):
   data = file.read_bytes()
   (tmp_path / 'a.npz').write_bytes(data[: len(data) // 2])
   assert 'a.npz cannot be read' in refused(tmp_path / 'a.npz')
-  arrays = dict(np.load(file))
-  safetensors.numpy.save_file(arrays, tmp_path / 'b.safetensors')
+  safetensors.numpy.save_file(dict(np.load(file)), tmp_path / 'b.safetensors')
   data = (tmp_path / 'b.safetensors').read_bytes()
   (tmp_path / 'b.safetensors').write_bytes(data[:-100])
   assert 'b.safetensors cannot be read' in refused(tmp_path / 'b.safetensors')
@@ -284,7 +312,13 @@ def test_a_file_that_does_not_fit_the_model(file):
   assert 'a.npz makes' in text
   assert 'and the model has' in text
   assert 'has 3 blocks' in refused(file, encoder=dict(depth=4, scan=True))
-  assert 'and the model 2' in refused(file, encoder=dict(depth=2, scan=True))
+
+
+def test_blocks_that_the_model_has_no_place_for_are_not_used(file):
+  one, two = (load(file, encoder=dict(depth=2, scan=scan)) for scan in (False, True))
+  assert set(one.report.unused) == set(two.report.unused)
+  assert all('encoderblock_2/' in name for name in one.report.unused)
+  np.testing.assert_allclose(one(images()), two(images()), rtol=1e-4, atol=1e-5)
 
 
 def test_a_size_that_patches_do_not_divide(file):
@@ -295,12 +329,16 @@ def test_facts_and_formats_have_their_choices(file):
   assert "unknown fact 'heads'; choose from 'activation'" in refused(file, heads=2)
   assert "unknown format 'npz'; choose from 'vit_jax'" in refused(file, format='npz')
   assert "is not of format 'vit_jax'" in refused(file, format='vit_jax')
+  load(file).save(file.with_name('own.npz'), overwrite=True)
+  text = refused(file.with_name('own.npz'), num_heads=2)
+  assert "own.npz needs no 'num_heads'; leave it out" in text
+  assert load(file.with_name('own.npz'), mean=(0.1, 0.2, 0.3)).objective.mean == (0.1, 0.2, 0.3)
 
 
 def test_a_companion_that_is_no_json(file, tmp_path):
-  (tmp_path / 'a.npz').write_bytes(file.read_bytes())
+  safetensors.numpy.save_file(dict(np.load(file)), tmp_path / 'model.safetensors')
   (tmp_path / 'config.json').write_text('{')
-  assert 'config.json is not readable JSON' in refused(tmp_path / 'a.npz')
+  assert 'config.json is not readable JSON' in refused(tmp_path)
 
 
 def test_facts_are_taken(file):

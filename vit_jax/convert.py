@@ -79,7 +79,7 @@ def save(
   format, file = destination(path, format, overwrite=overwrite)
   model = plain(model)
   arrays = EXPORTS[format].write(model, file)
-  parameters = sum(x.size for x in named(model.variables).values())
+  parameters = sum(x.size for x in named(model.params).values())
   path = Path(os.path.expanduser(path))
   unsaid = _unsaid(model, path, format) if format in FORMATS else []
   return Written(path, format, arrays, parameters, file.stat().st_size, unsaid)

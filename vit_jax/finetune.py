@@ -150,6 +150,8 @@ def open_start(options: Options) -> Start:
     raise ValueError(f'{options.init} is a {spec["type"]}, which has no encoder to start from')
   size = options.size or tuple(preprocessing.size)
   encoder = tuples(change_spec(spec, size, {}, None)['encoder'])
+  if options.test_size:
+    change_spec(spec, options.test_size, {}, None)  # Before training: patches must divide it.
   inner = innermost(encoder)
   width = inner.pop('pre_logits', None)
   if options.pre_logits == 'keep':

@@ -31,12 +31,13 @@ def mix(start: Any, end: Any, alpha: float) -> Any:
   Raises:
     ValueError: alpha is out of its range, or the trees differ (the first difference is named).
   """
-  if not 0 <= alpha <= 1:
-    raise ValueError(f'alpha is the share of the second of two models, in [0, 1]; got {alpha}')
+  _check_alpha(alpha)
   _check_alike(named(start), named(end))
 
   def between(a: Any, b: Any) -> Any:
-    return (1 - alpha) * a + alpha * b if jnp.issubdtype(b.dtype, jnp.floating) else b
+    if alpha == 1 or not jnp.issubdtype(b.dtype, jnp.floating):
+      return b
+    return (1 - alpha) * a + alpha * b if alpha else a
 
   return jax.tree.map(between, start, end)
 
@@ -82,6 +83,8 @@ def evaluate(
     FileNotFoundError: no run, or no such checkpoint.
     ValueError: an alpha out of its range, or a wrong override.
   """
+  for alpha in alphas:
+    _check_alpha(alpha)
   config = config_lib.override(workdirs.saved_config(workdir), overrides)
   made = experiment.setup(config)
   with jax.set_mesh(made.mesh), experiment.open_checkpoints(workdir, config) as checkpoints:
@@ -99,6 +102,11 @@ def evaluate(
       mixed = {name: mix(getattr(start, name), getattr(end, name), alpha) for name in fields}
       results[alpha] = experiment.run_evals(evals, end.replace(**mixed))
     return results
+
+
+def _check_alpha(alpha: float) -> None:
+  if not 0 <= alpha <= 1:
+    raise ValueError(f'alpha is the share of the second of two models, in [0, 1]; got {alpha}')
 
 
 def _check_alike(start: dict[str, Any], end: dict[str, Any]) -> None:

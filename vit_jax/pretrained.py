@@ -67,6 +67,8 @@ def load(
       array that is missing or does not fit: one sentence that names file and array.
     ConnectionError: the server cannot be reached or stopped midway.
   """
+  # Of a new head, the file need not know them.
+  named_classes = facts.pop('classes', None) if num_classes is not None else None
   tensors, layout = open_checkpoint(
     location,
     facts,
@@ -99,7 +101,10 @@ def load(
   )
   arrays |= _initial(init, {n: x for n, x in targets.items() if n not in arrays})
   variables = traverse_util.unflatten_dict({n: arrays[n] for n in targets}, sep='/')
-  classes = layout.classes if num_classes is None else ()
+  classes = layout.classes if num_classes is None else named_classes or ()
+  outputs = getattr(objective, 'num_classes', len(classes))
+  if method_of(spec) == 'logits' and len(classes) > outputs:
+    raise ValueError(f'{len(classes)} classes are named, and the head has {outputs} outputs')
   return Model(objective, variables, preprocessing, report, spec, tuple(classes))
 
 

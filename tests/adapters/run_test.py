@@ -207,7 +207,8 @@ def test_of_a_distillation_the_student(tmp_path):
       eval_augment='background(p=0)',
       augment='background',
     ),
-    teacher=dict(**SUPERVISED, encoder={**VIT, 'depth': 1, 'width': 32}),
+    # Other positions, whose names come first.
+    teacher=dict(**SUPERVISED, encoder={**VIT, 'depth': 1, 'width': 32, 'patch_size': 4}),
   )
   config, state = trained(tmp_path, objective)
   model = load(tmp_path / 'run')

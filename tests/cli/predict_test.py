@@ -97,6 +97,13 @@ def test_a_table_of_a_folder(run, model, images, batch_size):
     assert line.split()[1:] == ' '.join(f'{name} {p:.3f}' for name, p in expected).split()
 
 
+def test_an_image_that_is_named_twice_is_answered_once(run, model, images):
+  _, file = model
+  folder, found = images
+  code, lines, errors = run(file, folder, sorted(found)[0])
+  assert (code, errors, len(lines)) == (0, [], 2 + len(found))
+
+
 def test_a_file_of_answers(run, model, images, tmp_path):
   made, file = model
   _, found = images
@@ -171,6 +178,7 @@ def test_mistakes_are_one_sentence(run, model, images, tmp_path):
     ([file, folder, '--csv', tmp_path / 'no' / 'a.csv'], 'No such file or directory'),
     ([file, folder, '--step', 'best'], "step 'best': of the folder of a run alone"),
     ([tmp_path / 'no.npz', folder], f'no file {tmp_path / "no.npz"}'),
+    ([file, folder, '--fact', 'image_size=8'], "unknown fact 'image_size'; choose from"),
   ]:
     code, lines, errors = run(*argv)
     assert (code, lines, len(errors)) == (1, [], 1), argv

@@ -6,9 +6,10 @@ parameters ('params/...', 'opt/...'), several towers ('params/img/...'), and blo
 scan has them; see `big_vision/models/vit.py` and `vit_jax/checkpoint.py` there.
 """
 
+import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,14 +20,16 @@ from vit_jax.adapters.layout import (
   Preprocessing,
   count_blocks,
   refuse_fields,
+  shape_of,
   square_grid,
+  stem_of,
   supervised,
   vit_spec,
 )
 from vit_jax.adapters.mapping import Arrays, Rule, Shapes, same, stack_blocks, under
 from vit_jax.adapters.tensors import Tensors
 from vit_jax.choices import listed
-from vit_jax.models.hybrid import STEMS, stride_of
+from vit_jax.models.hybrid import stride_of
 from vit_jax.models.vit import Size, ViT
 
 ENCODER = 'params/encoder'
@@ -110,7 +113,7 @@ def describe(whole: Tensors, facts: Facts, files: Mapping[str, Any]) -> Layout:
       f'{whole.path}:{prefixes[0]}'
     )
   tensors = whole.select(prefixes[0]) if prefixes[0] else whole
-  path, shape = tensors.path, _shapes(tensors)
+  path, shape = tensors.path, functools.partial(shape_of, tensors)
   parts = _find_parts(tensors)
   first = 'Transformer/encoderblock' + ('' if parts.scanned else '_0')
   _, heads, _ = shape(f'{first}/{parts.names[1]}/query/kernel')[-3:]
@@ -128,7 +131,7 @@ def describe(whole: Tensors, facts: Facts, files: Mapping[str, Any]) -> Layout:
     Size(width, parts.depth, hidden, facts.get('num_heads', heads)),
     patch,
     grid,
-    stem='' if parts.resnet is None else _stem(parts.resnet, path),
+    stem='' if parts.resnet is None else stem_of(parts.resnet, path),
     pooling=facts.get('pooling', 'map' if parts.map_head else 'token' if parts.cls else 'mean'),
     positions=None if grid else 'sincos2d',
     position_resize='bilinear_zoom' if grid else None,
@@ -173,7 +176,7 @@ def export_rules(encoder: ViT, num_classes: int | None) -> list[Rule]:
 
 
 def _find_parts(tensors: Tensors) -> _Parts:
-  shape = _shapes(tensors)
+  shape = functools.partial(shape_of, tensors)
   scanned = 'Transformer/encoderblock/LayerNorm_0/scale' in tensors
   published = any(f'/{OLD_PARTS[1]}/' in name for name in tensors)
   positions = next((name for name in POSITIONS if name in tensors), None)
@@ -289,19 +292,3 @@ def _resnet_blocks(names: Iterable[str]) -> tuple[int, ...]:
       stage, unit = map(int, match.groups())
       counts[stage] = max(counts.get(stage, 0), unit)
   return tuple(counts[stage] for stage in sorted(counts))
-
-
-def _stem(blocks: tuple[int, ...], path: str) -> str:
-  name = next((name for name, known in STEMS.items() if blocks in known), None)
-  if name is None:
-    raise ValueError(f'{path} has a ResNet of {blocks} blocks; known are {dict(STEMS)}')
-  return name
-
-
-def _shapes(tensors: Tensors) -> Callable[[str], tuple[int, ...]]:
-  def shape(name: str) -> tuple[int, ...]:
-    if name not in tensors:
-      raise ValueError(f'{tensors.path} has no {name!r}, which its format has')
-    return tensors.shapes[name][0]
-
-  return shape

@@ -67,12 +67,16 @@ def open_checkpoint(
   if format is not None:
     check_choice('format', format, FORMATS)
   if is_run(location):
-    return open_run(location, step, given, average=average)
+    tensors, layout = open_run(location, step, given, average=average)
+    given.check(location)
+    return tensors, layout
   if step != 'last' or average:
     what = 'averaged parameters' if average else f'step {step!r}'
     raise ValueError(f'{what}: of the folder of a run alone, which {location} is not')
   file, prefix = split_prefix(location)
   if _is_name(file):
+    if location.startswith(('/', './', '../', '~')):
+      raise FileNotFoundError(f'no file or folder {location}')
     entry = published(location)
     (file, prefix), format = split_prefix(entry.location), format or entry.format
   path, files = _fetch(file, sha256, progress)
@@ -90,7 +94,9 @@ def open_checkpoint(
     module = FORMATS[format]
     if not module.matches(tensors):
       raise ValueError(f'{location} is not of format {format!r}: its arrays are {listed(tensors)}')
-  return tensors, module.describe(tensors, given, files)
+  layout = module.describe(tensors, given, files)
+  given.check(location)
+  return tensors, layout
 
 
 def _fetch(location: str, sha256: str | None, progress: bool) -> tuple[Path, dict[str, Any]]:
@@ -101,17 +107,26 @@ def _fetch(location: str, sha256: str | None, progress: bool) -> tuple[Path, dic
       path = _fetch_file(_join(folder, candidate), sha256, progress)
       break
     except FileNotFoundError:
-      if candidate == (name or WEIGHTS[-1]):
+      if name:
         raise
+  else:
+    raise FileNotFoundError(f'{folder} has none of {listed(WEIGHTS)}, and no run with checkpoints')
   if path.name.endswith('.index.json'):
     for shard in sorted(set(_json(path).get('weight_map', {}).values())):
       _fetch_file(_join(folder, shard), None, progress)
+  if path.suffix == '.npz':  # No format of these has any.
+    return path, {}
   files = {}
   for companion in COMPANIONS:
+    # A note that it is not there, so that what was downloaded opens without network.
+    missing = path.with_name(f'.{companion}.missing') if '://' in location else None
+    if missing and missing.exists():
+      continue
     try:
       files[companion] = _json(fetch(_join(folder, companion)))
     except (FileNotFoundError, PermissionError):  # Buckets say so of what is not there.
-      continue  # Not everyone has them; a fact that is missed is asked for by name.
+      if missing:
+        missing.touch()
   return path, files
 
 

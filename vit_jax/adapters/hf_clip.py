@@ -101,7 +101,7 @@ def export_rules(encoder: ViT, num_classes: int | None) -> list[Rule]:
   only = {'pooling': ('token' if cls else 'map',), 'pre_norm': (cls,)}
   refuse_fields(name, encoder, {**NO_PLACE, **only})
   if num_classes is not None:
-    raise ValueError(f'{name} has no head on the pooled features; leave the head out')
+    raise ValueError(f"{name} has no head on the pooled features; 'vit_jax' and 'timm' have one")
   return list(_rules(_Parts(PREFIXES[0], encoder.size.depth, cls, map_head=not cls)))
 
 

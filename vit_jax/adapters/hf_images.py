@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.adapters.hf_config import pair
-from vit_jax.adapters.layout import Preprocessing
+from vit_jax.adapters.layout import Preprocessing, share_of
 
 FILE = 'preprocessor_config.json'
 # Pillow's numbers of the filters that our transforms have.
@@ -108,7 +108,7 @@ def _read_sizes(
     if shorter is None or crop is None or min(crop) > shorter:
       raise ValueError(f'with size {size} and a crop of {crop} images have no one size')
     final = _divisible(crop, patch)
-    return Preprocessing(final, _share(min(final), shorter), FILTERS[number])
+    return Preprocessing(final, share_of(min(final), shorter), FILTERS[number])
   size = pair(size)
   final = _divisible(crop or size, patch)
   if crop in (None, size):
@@ -137,9 +137,3 @@ def _by_channel(value: Any, channels: int) -> list[float]:
 def _divisible(size: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
   height, width = (s // p * p for s, p in zip(size, patch, strict=True))
   return height, width
-
-
-def _share(crop: int, shorter: int) -> float:
-  """The share of the shorter side that is left; `Preprocessing` divides by it and rounds down."""
-  share = crop / shorter
-  return share if math.floor(crop / share) == shorter else math.nextafter(share, 0)

@@ -8,6 +8,7 @@ from typing import Any
 from vit_jax.adapters.mapping import Rule
 from vit_jax.adapters.tensors import Tensors
 from vit_jax.choices import listed
+from vit_jax.models.hybrid import STEMS
 from vit_jax.models.vit import VARIANTS, Size
 
 
@@ -46,6 +47,12 @@ class Preprocessing:
   def resized(self, size: tuple[int, int]) -> 'Preprocessing':
     """The same for another input size; a run's own transforms are followed by a resize."""
     return self if size == self.size else dataclasses.replace(self, size=size)
+
+
+def share_of(crop: int, shorter: int) -> float:
+  """The `crop_share` of a crop from an image whose shorter side is resized to so many pixels."""
+  share = crop / shorter
+  return share if math.floor(crop / share) == shorter else math.nextafter(share, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,10 +125,18 @@ class Facts:
       if name not in self.NAMES:
         raise ValueError(f'unknown fact {name!r}; choose from {listed(self.NAMES)}')
     self._given = {name: value for name, value in given.items() if value is not None}
+    self._asked: set[str] = set()
 
   def get(self, name: str, known: Any = None) -> Any:
     """What the caller says, else what is `known`, which may be None."""
+    self._asked.add(name)
     return self._given.get(name, known)
+
+  def check(self, path: str) -> None:
+    """Raises ValueError for a fact that nothing has asked for."""
+    others = [name for name in self._given if name not in self._asked]
+    if others:
+      raise ValueError(f'{path} needs no {listed(others)}; leave it out')
 
   def need(self, name: str, known: Any, path: str, choices: str = '') -> Any:
     """The same, but never None.
@@ -164,6 +179,14 @@ def vit_spec(
     spec.update(size._asdict(), patch_size=patch[0] if square else tuple(patch))
   fields['grid'] = grid and tuple(grid)
   return {**spec, **{key: value for key, value in fields.items() if value is not None}}
+
+
+def stem_of(blocks: tuple[int, ...], path: str) -> str:
+  """The name of the ResNet with so many blocks a stage; raises ValueError for one not published."""
+  name = next((name for name, known in STEMS.items() if blocks in known), None)
+  if name is None:
+    raise ValueError(f'{path} has a ResNet of {blocks} blocks; known are {STEMS}')
+  return name
 
 
 def published_heads(width: int, depth: int, mlp_dim: int) -> int | None:

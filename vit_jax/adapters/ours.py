@@ -47,10 +47,17 @@ def describe(tensors: Tensors, facts: Facts, files: Mapping[str, Any]) -> Layout
     _check_types(objective)
   except (ValueError, LookupError, TypeError) as e:
     raise ValueError(f'{tensors.path} does not say what it is ({e})') from None
+  objective = with_colours(objective, facts)
   names = [name for name in tensors if name != DESCRIPTION]
   rules = [*(same(name, name) for name in names), not_read(DESCRIPTION)]
   shapes = {name: tensors.shapes[name][0] for name in names}
   return Layout('vit_jax', objective, preprocessing, rules, facts.get('classes', classes), shapes)
+
+
+def with_colours(objective: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
+  """An objective with the mean and std that the caller says."""
+  said = {name: facts.get(name) for name in ('mean', 'std')}
+  return {**objective, **{name: value for name, value in said.items() if value is not None}}
 
 
 def description(

@@ -41,7 +41,7 @@ class Report:
   unused: list[str] = dataclasses.field(default_factory=list)
 
   def __str__(self) -> str:
-    total = sum(self.loaded.values())
+    total = sum(size for name, size in self.loaded.items() if name.startswith('params/'))
     lines = [f'{self.origin}: {total:,} parameters in {len(self.loaded)} arrays loaded']
     lines += [f'  resized: {name} {how}' for name, how in self.resized.items()]
     for title in ('initialised', 'missing', 'unused'):
@@ -137,11 +137,10 @@ class _Stack:
     self.blocks: set[int] = set()
 
   def put(self, block: int, row: np.ndarray) -> bool:
-    """Takes a row; whether all are there. One that the model has no place for is only counted."""
+    """Takes a row; whether all are there."""
     self.blocks.add(block)
-    if block < len(self.array):
-      self.array[block] = row
-    return self.blocks == set(range(len(self.array)))
+    self.array[block] = row
+    return len(self.blocks) == len(self.array)
 
 
 def _by_kind(rules: Sequence[Rule]) -> list[Rule]:
@@ -155,7 +154,9 @@ def _target(name: str, targets: Mapping[str, Any]) -> tuple[str, int | None] | N
     return name, None
   match = _BLOCK.search(name)
   stacked = _BLOCK.sub('blocks', name)
-  return (stacked, int(match[1])) if match and stacked in targets else None
+  if not match or stacked not in targets or int(match[1]) >= targets[stacked].shape[0]:
+    return None
+  return stacked, int(match[1])
 
 
 def _read(tensors: Tensors, rule: Rule, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
@@ -179,10 +180,12 @@ def _fit(
   rule: Rule,
 ) -> tuple[np.ndarray, str]:
   """The array in the shape that is wanted, and how it came to it; '' where it had it."""
-  if value.shape == shape:
-    return value, ''
   encoder = layout.encoder
-  if name.endswith(f'encoder/{POSITIONS}') and value.shape[-1] == shape[-1]:
+  positions = name.endswith(f'encoder/{POSITIONS}')
+  # Grids of 2x8 and 4x4 have as many positions.
+  if value.shape == shape and not (positions and grid and tuple(grid) != tuple(encoder['grid'])):
+    return value, ''
+  if positions and value.shape[-1] == shape[-1]:
     old = tuple(encoder['grid'])
     prefix = value.shape[1] - math.prod(old)
     side = math.isqrt(shape[1] - prefix)

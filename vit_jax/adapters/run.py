@@ -1,6 +1,5 @@
 """The folder of a run of ours as a checkpoint: its arrays, its model, and its images."""
 
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from vit_jax import compose
-from vit_jax.adapters.layout import Facts, Layout, Preprocessing, innermost, square_grid
+from vit_jax.adapters.layout import Facts, Layout, Preprocessing, innermost, share_of, square_grid
 from vit_jax.adapters.mapping import Rule, layers, same
-from vit_jax.adapters.ours import not_read, one_by_one
+from vit_jax.adapters.ours import not_read, one_by_one, with_colours
 from vit_jax.adapters.tensors import Shape, Tensors
 from vit_jax.build import build
 from vit_jax.checkpoint import find_state, named, read_json
@@ -62,7 +61,8 @@ def open_run(
   shape = (about.get('batch') or {}).get('image')  # [B, H, W, C]; older runs do not say it.
   size = (shape[1], shape[2]) if shape else None
   encoder = innermost(objective)
-  positions = next((n for n in tensors if n.endswith('encoder/pos_embedding')), None)
+  ends = 'encoder/pos_embedding'
+  positions = next((n for n in tensors if _variable(n, root, average).endswith(ends)), None)
   if positions and not encoder.get('grid'):
     tokens = tensors.shapes[positions][0][1] - (encoder.get('pooling', 'token') == 'token')
     known = size and tuple(s // p for s, p in zip(size, build(encoder).patch, strict=True))
@@ -75,6 +75,7 @@ def open_run(
       f'{workdir} does not say the size of its images; give the command that trained it again, '
       'which notes it in run.json'
     )
+  objective = with_colours(objective, facts)
   classes = facts.get('classes', tuple(about.get('classes') or ()))
   return tensors, Layout('vit_jax run', objective, preprocessing, rules, classes)
 
@@ -115,14 +116,8 @@ def read_host(
   if names == ['resize']:
     return Preprocessing(size, None, how, channels)
   if names == ['resize_small', 'central_crop'] and min(size) <= first['size']:
-    return Preprocessing(size, _share(min(size), first['size']), how, channels)
+    return Preprocessing(size, share_of(min(size), first['size']), how, channels)
   return Preprocessing(size, channels=channels, transforms=host)
-
-
-def _share(crop: int, shorter: int) -> float:
-  """The share of the shorter side that is left; `Preprocessing` divides by it and rounds down."""
-  share = crop / shorter
-  return share if math.floor(crop / share) == shorter else math.nextafter(share, 0)
 
 
 def _evaluation(config: Mapping[str, Any]) -> str:

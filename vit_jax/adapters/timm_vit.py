@@ -17,6 +17,7 @@ from vit_jax.adapters.layout import (
   refuse_fields,
   shape_of,
   square_grid,
+  stem_of,
   supervised,
   vit_spec,
 )
@@ -39,7 +40,7 @@ from vit_jax.adapters.timm_models import (
   heads_of,
 )
 from vit_jax.adapters.timm_vit_rules import BACKBONE, Parts, first_layer, rules_of
-from vit_jax.models.hybrid import STEMS, ResNetStem, stride_of
+from vit_jax.models.hybrid import ResNetStem, stride_of
 from vit_jax.models.vit import Size, ViT
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def describe(tensors: Tensors, facts: Facts, files: Mapping[str, Any]) -> Layout
     Size(*sizes, facts.need('num_heads', heads_of(config, *sizes), path)),
     patch,
     grid,
-    stem='' if parts.resnet is None else _stem(parts.resnet, path),
+    stem='' if parts.resnet is None else stem_of(parts.resnet, path),
     **_fields(parts, facts, config),
   )
   native = grid[0] * patch[0], grid[1] * patch[1]
@@ -284,10 +285,3 @@ def _resnet_blocks(tensors: Tensors) -> tuple[int, ...] | None:
     return None
   stages = count_blocks(names, f'{BACKBONE}.stages.', '.')
   return tuple(count_blocks(names, f'{BACKBONE}.stages.{i}.blocks.', '.') for i in range(stages))
-
-
-def _stem(blocks: tuple[int, ...], path: str) -> str:
-  name = next((name for name, known in STEMS.items() if blocks in known), None)
-  if name is None:
-    raise ValueError(f'{path} has a ResNet of {blocks} blocks; known are {dict(STEMS)}')
-  return name

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from vit_jax.choices import check_choice
+
 if TYPE_CHECKING:
   from vit_jax.model import Model
 
@@ -49,13 +51,16 @@ def read_facts(texts: Sequence[str]) -> dict[str, Any]:
   """From 'mean=0.5, 0.5, 0.5' to the names and values that `vit_jax.load` takes.
 
   Raises:
-    ValueError: a text without '='.
+    ValueError: a text without '=', or an unknown name.
   """
+  from vit_jax.adapters.layout import Facts
+
   facts = {}
   for text in texts:
     name, equals, value = text.partition('=')
     if not equals:
       raise ValueError(f'--fact takes NAME=VALUE, such as num_heads=6, not {text!r}')
+    check_choice('fact', name, Facts.NAMES)
     try:
       facts[name] = ast.literal_eval(value)
     except (SyntaxError, ValueError):

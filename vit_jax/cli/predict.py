@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:
-  """The images that paths mean, sorted in each folder; what begins with a dot is left out.
+  """The images that paths mean, each once, sorted in each folder; without hidden ones.
 
   Raises:
     FileNotFoundError: a path that is not there, or a folder without images.
@@ -76,7 +76,7 @@ def find_images(paths: Sequence[str]) -> list[Path]:
     if not files:
       raise FileNotFoundError(f'no image in {path}: none of its files ends in {EXTENSIONS}')
     found += files
-  return found
+  return list(dict.fromkeys(found))
 
 
 def _answers(
