@@ -12,7 +12,7 @@ from flax import traverse_util
 from vit_jax import rules
 from vit_jax.adapters.formats import open_checkpoint
 from vit_jax.adapters.layout import Layout
-from vit_jax.adapters.read import read_variables
+from vit_jax.adapters.read import read_variables, stacked_name
 from vit_jax.adapters.tensors import Tensors
 from vit_jax.checkpoint import find_state, named, read_json
 from vit_jax.choices import listed
@@ -89,7 +89,7 @@ def _from_checkpoint(
   theirs = {name: _in_state(name) for rule in layout.rules for name in rule.ours}
   renamed = {name: _renamed(in_state, mapping) for name, in_state in theirs.items()}
   _check_one_each(
-    {theirs[name]: to for name, to in renamed.items() if to in here or _stacked(to) in here}
+    {theirs[name]: to for name, to in renamed.items() if to in here or stacked_name(to) in here}
   )
   arrays, report = read_variables(
     tensors,
@@ -152,10 +152,6 @@ def _is_weight(name: str) -> bool:
 def _in_state(name: str) -> str:
   """What a variable of a layout is called in a state: collections are under 'model_state'."""
   return name if name.startswith('params/') else f'model_state/{name}'
-
-
-def _stacked(name: str) -> str:
-  return re.sub(r'(?<=/)block_\d+(?=/)', 'blocks', name)
 
 
 def _renamed(name: str, mapping: Sequence[tuple[re.Pattern, str]]) -> str:

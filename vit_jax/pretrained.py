@@ -13,12 +13,11 @@ from jax.sharding import Mesh
 from vit_jax import sharding
 from vit_jax.adapters.formats import open_checkpoint
 from vit_jax.adapters.layout import Layout, Preprocessing, innermost
+from vit_jax.adapters.mapping import HEAD
 from vit_jax.adapters.read import read_variables
 from vit_jax.build import build
 from vit_jax.checkpoint import named
 from vit_jax.model import Model, method_of
-
-HEAD = 'params/head/'
 
 
 def load(
@@ -85,6 +84,9 @@ def load(
   init = _init(objective, spec, preprocessing, seed)
   boxed = jax.eval_shape(init)
   targets = named(nn.unbox(boxed))
+  # As it was published, a model is traced once.
+  same = spec == layout.objective and preprocessing == layout.preprocessing
+  native = layout.shapes or (shapes_of(targets) if same else native_shapes(layout))
   if mesh is not None:
     placed = named(sharding.parameter_shardings(boxed, mesh))
     targets = {
@@ -94,10 +96,10 @@ def load(
   arrays, report = read_variables(
     tensors,
     layout,
-    layout.shapes or native_shapes(layout),
+    native,
     targets,
     grid=innermost(spec).get('grid'),
-    leave=lambda name: num_classes is not None and name.startswith(HEAD),
+    leave=lambda name: num_classes is not None and name.startswith(f'{HEAD}/'),
   )
   arrays |= _initial(init, {n: x for n, x in targets.items() if n not in arrays})
   variables = traverse_util.unflatten_dict({n: arrays[n] for n in targets}, sep='/')
@@ -153,7 +155,12 @@ def build_model(spec: Mapping[str, Any]) -> nn.Module:
 def native_shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
   """Shapes of the variables that a layout's rules speak of, by name."""
   init = _init(build_model(layout.objective), layout.objective, layout.preprocessing, 0)
-  return {name: tuple(x.shape) for name, x in named(nn.unbox(jax.eval_shape(init))).items()}
+  return shapes_of(named(nn.unbox(jax.eval_shape(init))))
+
+
+def shapes_of(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+  """The shape of each array."""
+  return {name: tuple(x.shape) for name, x in arrays.items()}
 
 
 def _init(

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax.adapters import hf, write
+from vit_jax.adapters import hf
 from vit_jax.adapters.tensors import open_tensors
 from vit_jax.checkpoint import named
 from vit_jax.pretrained import load
@@ -156,14 +156,8 @@ def saved(tmp_path_factory):
 
 
 def export(model, folder):
-  folder.mkdir()
-  classes = model.objective.num_classes if model.has_head else None
-  rules = hf.export_rules(model.objective.encoder, classes)
-  arrays = dict(write.their_arrays(rules, write.one_by_one(named(model.variables))))
-  write.save(folder / 'model.safetensors', arrays)
-  for name, content in hf.companions(model).items():
-    (folder / name).write_text(json.dumps(content))
-  return arrays
+  model.save(folder, 'transformers')
+  return dict(open_tensors(folder / 'model.safetensors'))
 
 
 # -- In.

@@ -1,14 +1,11 @@
 """Residual networks of torchvision and timm: the same numbers in, and out again."""
 
-import json
-
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 from vit_jax.adapters import timm as ours
-from vit_jax.adapters import write
 from vit_jax.adapters.layout import Facts
 from vit_jax.adapters.tensors import Tensors, open_tensors
 from vit_jax.checkpoint import named
@@ -112,14 +109,8 @@ def errors(model, theirs, image):
 
 
 def export(model, folder):
-  folder.mkdir()
-  classes = model.objective.num_classes if model.has_head else None
-  rules = ours.export_rules(model.objective.encoder, classes)
-  arrays = dict(write.their_arrays(rules, named(model.variables)))
-  write.save(folder / 'model.safetensors', arrays)
-  for name, content in ours.companions(model).items():
-    (folder / name).write_text(json.dumps(content))
-  return arrays
+  model.save(folder, 'timm')
+  return dict(open_tensors(folder / 'model.safetensors'))
 
 
 def described(architecture, files=None):

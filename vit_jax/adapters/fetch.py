@@ -54,9 +54,8 @@ def fetch(
   if sha256 is not None and not re.fullmatch('[0-9a-fA-F]{64}', sha256):
     raise ValueError(f'sha256 is {sha256!r}; it must be 64 hexadecimal digits')
   location = os.fspath(location)
-  scheme, rest = re.fullmatch('(?:([A-Za-z][A-Za-z0-9+.-]+)://)?(.*)', location, re.S).groups()
-  if scheme in (None, 'file', 'local'):
-    path = Path(rest).expanduser()
+  path = local_path(location)
+  if path is not None:
     if not path.exists():
       raise FileNotFoundError(f'no file {path}')
     if sha256:
@@ -82,6 +81,12 @@ def fetch(
     partial.replace(path)
     note.unlink(missing_ok=True)
   return path
+
+
+def local_path(location: str) -> Path | None:
+  """The path that a location is, with a scheme or without; None for one elsewhere."""
+  scheme, rest = re.fullmatch('(?:([A-Za-z][A-Za-z0-9+.-]+)://)?(.*)', location, re.S).groups()
+  return Path(rest).expanduser() if scheme in (None, 'file', 'local') else None
 
 
 def _place(url: str, cache: str | Path | None) -> Path:

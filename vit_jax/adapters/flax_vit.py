@@ -26,14 +26,21 @@ from vit_jax.adapters.layout import (
   supervised,
   vit_spec,
 )
-from vit_jax.adapters.mapping import Arrays, Rule, Shapes, same, stack_blocks, under
+from vit_jax.adapters.mapping import (
+  ENCODER,
+  HEAD,
+  Arrays,
+  Rule,
+  Shapes,
+  same,
+  stack_blocks,
+  under,
+)
 from vit_jax.adapters.tensors import Tensors
 from vit_jax.choices import listed
 from vit_jax.models.hybrid import stride_of
 from vit_jax.models.vit import Size, ViT
 
-ENCODER = 'params/encoder'
-HEAD = 'params/head'
 NORM = ('scale', 'bias')
 DENSE = ('kernel', 'bias')
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax.adapters import flax_vit, hf, ours, timm
-from vit_jax.adapters.fetch import fetch
+from vit_jax.adapters.fetch import fetch, local_path
 from vit_jax.adapters.layout import Facts, Layout
 from vit_jax.adapters.progress import Bar
 from vit_jax.adapters.published import published
@@ -119,7 +119,7 @@ def _fetch(location: str, sha256: str | None, progress: bool) -> tuple[Path, dic
   files = {}
   for companion in COMPANIONS:
     # A note that it is not there, so that what was downloaded opens without network.
-    missing = path.with_name(f'.{companion}.missing') if '://' in location else None
+    missing = None if local_path(location) else path.with_name(f'.{companion}.missing')
     if missing and missing.exists():
       continue
     try:

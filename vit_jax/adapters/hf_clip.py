@@ -18,11 +18,23 @@ from typing import Any, NamedTuple
 from vit_jax.adapters.hf_config import OTHERS, UNREAD, Defaults, find_config, write_config
 from vit_jax.adapters.hf_layout import Where, make_layout
 from vit_jax.adapters.layout import Facts, Layout, count_blocks, refuse_arrays, refuse_fields
-from vit_jax.adapters.mapping import Rule, conv, dense, flat, fused, linear, norm, same, zeros
+from vit_jax.adapters.mapping import (
+  ENCODER,
+  HEAD,
+  Rule,
+  conv,
+  dense,
+  flat,
+  fused,
+  linear,
+  mlp,
+  norm,
+  same,
+  zeros,
+)
 from vit_jax.adapters.tensors import Tensors
 from vit_jax.models.vit import ViT
 
-ENCODER = 'params/encoder'
 PREFIXES = ('vision_model.', '')
 # Of `CLIPVisionConfig` and `SiglipVisionConfig`.
 CLIP = {kind: Defaults('quick_gelu', 1e-5) for kind in ('clip', 'clip_vision_model')}
@@ -149,17 +161,12 @@ def _rules(parts: _Parts) -> Iterator[Rule]:
       yield from dense(f'{ours}/attention/{name}', f'{theirs}.self_attn.{name[0]}_proj')
     yield from dense(f'{ours}/attention/out', f'{theirs}.self_attn.out_proj', inputs=2)
     yield from norm(f'{ours}/norm_2', f'{theirs}.layer_norm2')
-    yield from _mlp(f'{ours}/mlp', f'{theirs}.mlp')
+    yield from mlp(f'{ours}/mlp', f'{theirs}.mlp')
   yield from norm(f'{ENCODER}/norm', f'{prefix}post_layernorm')
   if parts.map_head:
     yield from _map_head(f'{ENCODER}/map_head', f'{prefix}head')
   if parts.head:
-    yield from dense('params/head', 'classifier')
-
-
-def _mlp(ours: str, theirs: str) -> Iterator[Rule]:
-  yield from dense(f'{ours}/fc_1', f'{theirs}.fc1')
-  yield from dense(f'{ours}/fc_2', f'{theirs}.fc2')
+    yield from dense(HEAD, 'classifier')
 
 
 def _map_head(ours: str, theirs: str) -> Iterator[Rule]:
@@ -170,4 +177,4 @@ def _map_head(ours: str, theirs: str) -> Iterator[Rule]:
   yield fused(bias, *(flat(f'{layer}/bias', bias) for layer in layers))
   yield from dense(f'{ours}/attention/out', f'{theirs}.attention.out_proj', inputs=2)
   yield from norm(f'{ours}/norm', f'{theirs}.layernorm')
-  yield from _mlp(f'{ours}/mlp', f'{theirs}.mlp')
+  yield from mlp(f'{ours}/mlp', f'{theirs}.mlp')

@@ -14,7 +14,7 @@ import numpy as np
 
 from vit_jax.adapters.hf_config import OTHERS, UNREAD, Defaults, find_config, write_config
 from vit_jax.adapters.hf_layout import Where, make_layout
-from vit_jax.adapters.hf_vit import ENCODER, HUB_ATTENTION, MODULE_ATTENTION, attention, embeddings
+from vit_jax.adapters.hf_vit import HUB_ATTENTION, MODULE_ATTENTION, attention, embeddings
 from vit_jax.adapters.layout import (
   Facts,
   Layout,
@@ -23,7 +23,16 @@ from vit_jax.adapters.layout import (
   refuse_fields,
   shape_of,
 )
-from vit_jax.adapters.mapping import Arrays, Rule, Shapes, dense, norm, same
+from vit_jax.adapters.mapping import (
+  ENCODER,
+  HEAD,
+  Arrays,
+  Rule,
+  Shapes,
+  mlp,
+  norm,
+  same,
+)
 from vit_jax.adapters.tensors import Tensors
 from vit_jax.models.vit import ViT
 
@@ -39,7 +48,7 @@ NO_PLACE = {
 }
 
 
-HEAD = 'classifier'
+CLASSIFIER = 'classifier'
 
 
 class _Parts(NamedTuple):
@@ -87,7 +96,7 @@ def describe(tensors: Tensors, facts: Facts, files: Mapping[str, Any]) -> Layout
       f'{prefix}embeddings.patch_embeddings.projection.weight',
       f'{prefix}embeddings.position_embeddings',
       f'{prefix}encoder.layer.0.mlp.fc1.weight',
-      f'{HEAD}.bias' if parts.head else None,
+      f'{CLASSIFIER}.bias' if parts.head else None,
     ),
     rules,
     depth=parts.depth,
@@ -168,9 +177,9 @@ def _find_parts(tensors: Tensors, prefix: str) -> _Parts:
 
 def _looks_at_the_class_token_alone(tensors: Tensors) -> bool:
   """Whether there is a classifier whose weights on the mean of the patches are all 0."""
-  if f'{HEAD}.weight' not in tensors:
+  if f'{CLASSIFIER}.weight' not in tensors:
     return False
-  weight = tensors[f'{HEAD}.weight']  # [K, 2 D]
+  weight = tensors[f'{CLASSIFIER}.weight']  # [K, 2 D]
   return weight.ndim == 2 and not weight[:, weight.shape[1] // 2 :].any()
 
 
@@ -187,7 +196,7 @@ def _head_rule() -> Rule:
     (kernel,) = arrays
     return [np.concatenate([kernel.T, np.zeros_like(kernel.T)], axis=1)]
 
-  return Rule(('params/head/kernel',), (f'{HEAD}.weight',), read, write)
+  return Rule((f'{HEAD}/kernel',), (f'{CLASSIFIER}.weight',), read, write)
 
 
 def _rules(parts: _Parts) -> Iterator[Rule]:
@@ -202,10 +211,9 @@ def _rules(parts: _Parts) -> Iterator[Rule]:
     yield from attention(f'{ours}/attention', layers, bias=parts.qkv_bias)
     yield same(f'{ours}/scale_1/scale', f'{theirs}.layer_scale1.lambda1')
     yield from norm(f'{ours}/norm_2', f'{theirs}.norm2')
-    yield from dense(f'{ours}/mlp/fc_1', f'{theirs}.mlp.fc1')
-    yield from dense(f'{ours}/mlp/fc_2', f'{theirs}.mlp.fc2')
+    yield from mlp(f'{ours}/mlp', f'{theirs}.mlp')
     yield same(f'{ours}/scale_2/scale', f'{theirs}.layer_scale2.lambda1')
   yield from norm(f'{ENCODER}/norm', f'{prefix}layernorm')
   if parts.head:
     yield _head_rule()
-    yield same('params/head/bias', f'{HEAD}.bias')
+    yield same(f'{HEAD}/bias', f'{CLASSIFIER}.bias')

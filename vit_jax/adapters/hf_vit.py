@@ -18,11 +18,18 @@ from vit_jax.adapters.layout import (
   refuse_fields,
   shape_of,
 )
-from vit_jax.adapters.mapping import Rule, conv, dense, norm, same
+from vit_jax.adapters.mapping import (
+  ENCODER,
+  HEAD,
+  Rule,
+  conv,
+  dense,
+  norm,
+  same,
+)
 from vit_jax.adapters.tensors import Tensors
 from vit_jax.models.vit import ViT
 
-ENCODER = 'params/encoder'
 # Of `ViTConfig`, `ViTMAEConfig` and `ViTMSNConfig`.
 KNOWN = {
   'vit': Defaults('gelu', 1e-12),
@@ -199,4 +206,4 @@ def _rules(parts: _Parts) -> Iterator[Rule]:
   if parts.pooler:
     yield from dense(f'{ENCODER}/pre_logits', f'{prefix}pooler.dense')
   if parts.head:
-    yield from dense('params/head', 'classifier')
+    yield from dense(HEAD, 'classifier')

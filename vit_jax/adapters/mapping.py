@@ -11,6 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+# Where a model's encoder and its head are among the variables.
+ENCODER = 'params/encoder'
+HEAD = 'params/head'
+
 Arrays = Sequence[np.ndarray]
 Shapes = Sequence[tuple[int, ...]]
 
@@ -90,6 +94,12 @@ def conv(ours: str, theirs: str) -> Rule:
     return [x.transpose(2, 3, 1, 0)]
 
   return Rule((ours,), (theirs,), read, lambda arrays: [arrays[0].transpose(3, 2, 0, 1)])
+
+
+def mlp(ours: str, theirs: str) -> Iterator[Rule]:
+  """An MLP whose layers PyTorch's modules call `fc1` and `fc2`."""
+  yield from dense(f'{ours}/fc_1', f'{theirs}.fc1')
+  yield from dense(f'{ours}/fc_2', f'{theirs}.fc2')
 
 
 def zeros(ours: str) -> Rule:

@@ -143,9 +143,14 @@ class _Stack:
     return len(self.blocks) == len(self.array)
 
 
+def stacked_name(name: str) -> str:
+  """What a variable of one block is called where blocks are stacked; other names stay."""
+  return _BLOCK.sub('blocks', name)
+
+
 def _by_kind(rules: Sequence[Rule]) -> list[Rule]:
   """Rules of one part in all blocks side by side, so that a stack of them is soon complete."""
-  return sorted(rules, key=lambda rule: _BLOCK.sub('block', (rule.ours or rule.theirs)[0]))
+  return sorted(rules, key=lambda rule: stacked_name((rule.ours or rule.theirs)[0]))
 
 
 def _target(name: str, targets: Mapping[str, Any]) -> tuple[str, int | None] | None:
@@ -153,7 +158,7 @@ def _target(name: str, targets: Mapping[str, Any]) -> tuple[str, int | None] | N
   if name in targets:
     return name, None
   match = _BLOCK.search(name)
-  stacked = _BLOCK.sub('blocks', name)
+  stacked = stacked_name(name)
   if not match or stacked not in targets or int(match[1]) >= targets[stacked].shape[0]:
     return None
   return stacked, int(match[1])

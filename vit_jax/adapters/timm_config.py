@@ -89,7 +89,7 @@ def read_images(
   images = config.images
   # The size that was tested may be another than that of training.
   size = images.get('test_input_size') or config.args.get('img_size') or images.get('input_size')
-  height, width = (s // p * p for s, p in zip(_pair(size or native), patch, strict=True))
+  height, width = (s // p * p for s, p in zip(pair(size or native), patch, strict=True))
   share = images.get('test_crop_pct') or images.get('crop_pct') or CROP_PCT
   mode = images.get('crop_mode') or CROP_MODE
   filter_ = images.get('interpolation') or INTERPOLATION
@@ -154,6 +154,6 @@ def write_config(
   return {**config, 'pretrained_cfg': images}
 
 
-def _pair(size: Any) -> tuple[int, int]:
+def pair(size: Any) -> tuple[int, int]:
   """`(height, width)` of a side, of both, or of channels and both."""
   return (size, size) if isinstance(size, int) else tuple(size[-2:])

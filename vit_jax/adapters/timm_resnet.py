@@ -17,7 +17,15 @@ from vit_jax.adapters.layout import (
   shape_of,
   supervised,
 )
-from vit_jax.adapters.mapping import Rule, conv, dense, norm, same
+from vit_jax.adapters.mapping import (
+  ENCODER,
+  HEAD,
+  Rule,
+  conv,
+  dense,
+  norm,
+  same,
+)
 from vit_jax.adapters.tensors import Tensors
 from vit_jax.adapters.timm_config import (
   FILE,
@@ -32,7 +40,6 @@ from vit_jax.models.resnet import VARIANTS, ResNet, Size
 if TYPE_CHECKING:
   from vit_jax.model import Model
 
-ENCODER = 'params/encoder'
 KERNELS = {7: False, 3: True}  # sides of the first kernel, and whether the stem is the small one
 # What a part of a name says of an architecture that we have not.
 OTHERS = {
@@ -177,7 +184,7 @@ def _rules(size: Size, head: bool) -> Iterator[Rule]:
           f'{theirs}.downsample.1',
         )
   if head:
-    yield from dense('params/head', 'fc')
+    yield from dense(HEAD, 'fc')
 
 
 def _layer(ours: str, our_norm: str, theirs: str, their_norm: str) -> Iterator[Rule]:

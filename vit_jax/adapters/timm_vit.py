@@ -28,6 +28,7 @@ from vit_jax.adapters.timm_config import (
   Config,
   class_names,
   find_config,
+  pair,
   read_images,
   write_config,
 )
@@ -252,8 +253,7 @@ def _split_positions(
   path, rows = tensors.path, shape_of(tensors, 'pos_embed')[-2]
   choices = {0, parts.cls + parts.registers}
   size = config.args.get('img_size') or config.images.get('input_size')
-  size = (size, size) if isinstance(size, int) else size and tuple(size[-2:])
-  said = size and tuple(s // p for s, p in zip(size, patch, strict=True))
+  said = size and tuple(s // p for s, p in zip(pair(size), patch, strict=True))
   # Of files with several sizes timm takes the one that accounts for every position.
   said = said if said and rows - math.prod(said) in choices else None
   grid = facts.get('grid', said)

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from vit_jax.adapters.mapping import (
+  ENCODER,
+  HEAD,
   Arrays,
   Rule,
   Shapes,
@@ -14,12 +16,12 @@ from vit_jax.adapters.mapping import (
   flat,
   fused,
   linear,
+  mlp,
   norm,
   same,
   zeros,
 )
 
-ENCODER = 'params/encoder'
 QKV = ('query', 'key', 'value')
 BACKBONE = 'patch_embed.backbone'
 
@@ -81,7 +83,7 @@ def rules_of(parts: Parts) -> Iterator[Rule]:
   if parts.pooling == 'map':
     yield from _map_head(f'{ENCODER}/map_head', 'attn_pool')
   if parts.head:
-    yield from dense('params/head', 'head')
+    yield from dense(HEAD, 'head')
 
 
 def _block(ours: str, theirs: str, parts: Parts) -> Iterator[Rule]:
@@ -93,15 +95,10 @@ def _block(ours: str, theirs: str, parts: Parts) -> Iterator[Rule]:
       yield _norm_without_bias(f'{ours}/attention/{name}_norm', f'{theirs}.attn.{name[0]}_norm')
   yield from dense(f'{ours}/attention/out', f'{theirs}.attn.proj', inputs=2)
   yield from norm(f'{ours}/norm_2', f'{theirs}.norm2')
-  yield from _mlp(f'{ours}/mlp', f'{theirs}.mlp')
+  yield from mlp(f'{ours}/mlp', f'{theirs}.mlp')
   if parts.layer_scale:
     for number in (1, 2):
       yield same(f'{ours}/scale_{number}/scale', f'{theirs}.ls{number}.gamma')
-
-
-def _mlp(ours: str, theirs: str) -> Iterator[Rule]:
-  yield from dense(f'{ours}/fc_1', f'{theirs}.fc1')
-  yield from dense(f'{ours}/fc_2', f'{theirs}.fc2')
 
 
 def _map_head(ours: str, theirs: str) -> Iterator[Rule]:
@@ -111,7 +108,7 @@ def _map_head(ours: str, theirs: str) -> Iterator[Rule]:
   yield from _fused(others, f'{theirs}.kv')
   yield from dense(f'{ours}/attention/out', f'{theirs}.proj', inputs=2)
   yield from norm(f'{ours}/norm', f'{theirs}.norm')
-  yield from _mlp(f'{ours}/mlp', f'{theirs}.mlp')
+  yield from mlp(f'{ours}/mlp', f'{theirs}.mlp')
 
 
 def _fused(ours: Sequence[str], theirs: str, *, bias: bool = True) -> Iterator[Rule]:
