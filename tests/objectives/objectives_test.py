@@ -38,6 +38,12 @@ def images(rng: np.random.Generator) -> dict[str, np.ndarray]:
   }
 
 
+def views(rng: np.random.Generator) -> dict[str, np.ndarray]:
+  """Two views of each example that have nothing in common: what belongs together is to be learned."""
+  pairs = rng.integers(0, 256, (B, 2, SIDE, SIDE, 3), dtype=np.uint8)
+  return {**images(rng), 'views': pairs}
+
+
 @dataclasses.dataclass(frozen=True)
 class Spec:
   """One objective to test.
@@ -49,6 +55,7 @@ class Spec:
     random: more fields, with which training draws random numbers.
     outputs: method -> shape of what it gives for a batch.
     fits: metrics that 100 steps of Adam on 8 examples bring to at least this.
+    start: more fields, with which the loss starts at its chance value.
   """
 
   fields: Mapping[str, Any]
@@ -57,6 +64,7 @@ class Spec:
   random: Mapping[str, Any]
   outputs: Mapping[str, tuple[int, ...]]
   fits: Mapping[str, float]
+  start: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 SUPERVISED = dict(type='objectives.supervised.Supervised', num_classes=K, encoder=ENCODER)
@@ -68,6 +76,15 @@ SPECS = {
     random=dict(student=dict(SUPERVISED, augment='flip | color_distort(0.5)', mix='mixup(0.2)')),
     outputs={'logits': (B, K), 'features': (B, D)},
     fits={'agreement': 1.0},
+  ),
+  'simclr.SimCLR': Spec(
+    fields=dict(encoder=ENCODER),
+    batch=views,
+    chance=math.log(2 * B - 1),
+    random=dict(augment='flip | color_distort(0.5)', encoder=dict(ENCODER, dropout=0.2)),
+    outputs={'features': (B, D)},
+    fits={'accuracy': 1.0},
+    start=dict(temperature=1e4),  # So high that all views are equally likely.
   ),
   'supervised.Supervised': Spec(
     fields=dict(num_classes=K, encoder=ENCODER),
@@ -104,9 +121,10 @@ def test_every_objective_has_a_spec():
 
 
 @functools.cache
-def make(name: str, *, random: bool = False) -> nn.Module:
+def make(name: str, *, random: bool = False, start: bool = False) -> nn.Module:
   spec = SPECS[name]
-  return build({'type': f'objectives.{name}', **spec.fields, **(spec.random if random else {})})
+  more = {**(spec.random if random else {}), **(spec.start if start else {})}
+  return build({'type': f'objectives.{name}', **spec.fields, **more})
 
 
 @functools.cache
@@ -152,9 +170,9 @@ def split(variables: Any) -> tuple[Any, dict[str, Any]]:
 @pytest.mark.parametrize('name', FOUND)
 def test_starts_at_its_chance_value(name):
   for train in (False, True):
-    loss, _ = make(name).apply(
+    (loss, _), _ = make(name, start=True).apply(
       first(name), batch_of(name), train=train, rngs=streams(jax.random.PRNGKey(0)),
-      mutable=False,
+      mutable=['batch_stats'],
     )  # fmt: skip
     assert loss.shape == ()
     assert loss.dtype == jnp.float32
@@ -237,9 +255,9 @@ def test_evaluation_is_deterministic_and_training_follows_its_key(name):
 @pytest.mark.parametrize('name', FOUND)
 def test_metrics_are_scalars_or_by_example(name):
   for train in (False, True):
-    loss, metrics = make(name).apply(
+    (loss, metrics), _ = make(name).apply(
       first(name), batch_of(name), train=train, rngs=streams(jax.random.PRNGKey(0)),
-      mutable=False,
+      mutable=['batch_stats'],
     )  # fmt: skip
     assert metrics
     for metric, value in metrics.items():

@@ -1,5 +1,7 @@
 """From a batch's uint8 images to what an encoder reads; every objective on images begins here."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -19,14 +21,54 @@ def view(batch: Batch, augment: str, rng: Array | None) -> Array:
   Returns:
     `[B, H, W, C']` float32, on the scale [0, 1]; C' is what the transforms make of C.
   """
-  image = batch['image']
-  if image.dtype == jnp.uint8:
-    image = image.astype(jnp.float32) / 255
+  image = _scale(batch['image'])
   change = augment_lib.compose(augment)
   if rng is not None:
     return change(rng, image)
-  ids = batch.get('id', jnp.zeros(image.shape[0], jnp.int32))
-  return change(jax.random.key(0), image, ids)
+  return change(jax.random.key(0), image, _ids(batch, len(image)))
+
+
+def views(batch: Batch, augment: str | Sequence[str], rng: Array | None, count: int) -> Array:
+  """Scales and augments several views of every image, each by draws of its own.
+
+  Args:
+    batch: `views [B, V, H, W, C]`, uint8 or float in [0, 1], made by the host; or `image
+      [B, H, W, C]`, which every view then begins as. In evaluation `id [B]` too.
+    augment: device transforms of all views, or a sequence, one for each.
+    rng: as of `view`.
+    count: V where the host made no views.
+
+  Returns:
+    `[B, V, H, W, C']` float32, on the scale [0, 1].
+
+  Raises:
+    ValueError: another number of views than of augmentations.
+  """
+  if 'views' in batch:
+    made = _scale(batch['views'])
+    count = made.shape[1]
+  else:
+    image = _scale(batch['image'])
+    made = jnp.broadcast_to(image[:, None], (len(image), count, *image.shape[1:]))
+  ids = None if rng is not None else _ids(batch, len(made))
+  keys = jax.random.split(jax.random.key(0) if rng is None else rng, count)
+  if isinstance(augment, str):
+    return jax.vmap(augment_lib.compose(augment), (0, 1, None), 1)(keys, made, ids)
+  if len(augment) != count:
+    raise ValueError(f'{len(augment)} augmentations for {count} views; give one, or one for each')
+  changed = [
+    augment_lib.compose(text)(key, made[:, i], ids)
+    for i, (text, key) in enumerate(zip(augment, keys, strict=True))
+  ]
+  return jnp.stack(changed, axis=1)
+
+
+def _scale(image: Array) -> Array:
+  return image.astype(jnp.float32) / 255 if image.dtype == jnp.uint8 else image
+
+
+def _ids(batch: Batch, size: int) -> Array:
+  return batch.get('id', jnp.zeros(size, jnp.int32))
 
 
 def normalize(
