@@ -43,15 +43,10 @@ do not pay.
 """
 
 import argparse
-import concurrent.futures
-import os
 import pathlib
-import queue
-import subprocess
-import sys
-import time
 
 import numpy as np
+from jobs import run_all
 
 ROOT = pathlib.Path(__file__).parents[1]
 SPLITS = (1, 2, 3, 4, 5)  # draws of the emoji's bases
@@ -106,6 +101,14 @@ def longer(config):
   config.total.epochs *= 2
 
 
+def simclr(config):
+  """What SimCLR trains with."""
+  from vit_jax import config as config_lib
+
+  made = config_lib.load(str(ROOT / 'configs/simclr_emoji.py'))
+  config.objective.augment = made.objective.augment
+
+
 def plain(config):
   """No change."""
 
@@ -129,7 +132,10 @@ def patch(side):
   return change
 
 
-EMOJI = dict(base=plain, randaugment=randaugment, mixup=mixup, background=background, longer=longer)
+EMOJI = dict(
+  base=plain, randaugment=randaugment, mixup=mixup, background=background, longer=longer,
+  simclr=simclr,
+)  # fmt: skip
 FASHION = dict(base=plain, randaugment=randaugment, mixup=mixup, longer=longer)
 PATCHES = {f'patch {side}': patch(side) for side in (8, 4, 2)}
 
@@ -207,29 +213,9 @@ def child(name, out):
 
 def train_all(out, only, jobs):
   """Runs what is missing, `jobs` at a time, each on a core of its own."""
-  cores = queue.Queue()
-  for core in sorted(os.sched_getaffinity(0))[:jobs]:
-    cores.put(core)
-
-  def run(name):
-    core = cores.get()
-    begun = time.perf_counter()
-    log = out / 'run' / f'{name}.log'
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open('w') as file:
-      done = subprocess.run(
-        ['taskset', '-c', str(core), sys.executable, __file__, 'child', str(out), name],
-        stdout=file,
-        stderr=subprocess.STDOUT,
-        check=False,
-        env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
-      )
-    cores.put(core)
-    print(f'{name}: exit {done.returncode}, {time.perf_counter() - begun:.0f} s', flush=True)
-
   names = [name for name in runs() if not only or name.startswith(tuple(only))]
-  with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-    list(pool.map(run, [name for name in names if not (out / f'{name}.npz').exists()]))
+  names = [name for name in names if not (out / f'{name}.npz').exists()]
+  run_all(__file__, out, names, jobs)
 
 
 def read(out, name):

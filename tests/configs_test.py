@@ -30,6 +30,10 @@ FOLDER = Path(__file__).parents[1] / 'configs'
 
 # [H, W, C] of an image before the host transforms, where the source may be missing.
 IMAGES: dict[str, tuple[int, int, int]] = {
+  'simclr_cifar10': (32, 32, 3),
+  'simclr_fashion_mnist': (28, 28, 1),
+  'simclr_i1k': (240, 320, 3),
+  'simclr_vit_i1k': (240, 320, 3),
   'vit_cifar10': (32, 32, 3),
   'vit_fashion_mnist': (28, 28, 1),
   'vit_i1k': (240, 320, 3),

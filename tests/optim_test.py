@@ -43,10 +43,12 @@ def named(tree):
   }
 
 
-def build(params=None, total_steps=TOTAL, **config):
+def build(params=None, total_steps=TOTAL, batch_size=None, **config):
   config = {'name': 'adamw', 'learning_rate': 0.1, **config}
   params = make_params() if params is None else params
-  return optim.build_optimizer(config, params, total_steps=total_steps, steps=STEPS)
+  return optim.build_optimizer(
+    config, params, total_steps=total_steps, steps=STEPS, batch_size=batch_size
+  )
 
 
 def train(optimizer, grads, params=None, state=None):
@@ -178,6 +180,48 @@ def test_the_multiplier_scales_the_decay_of_sgd_too():
   moved = named(train(one, grads)[0]), named(train(ten, grads)[0])
   for name, start in p.items():
     np.testing.assert_allclose(moved[1][name] - start, 10 * (moved[0][name] - start), rtol=1e-4)
+
+
+@pytest.mark.parametrize('weight_decay', [1e-6, 0.3])
+def test_lars_is_the_rule_of_simclrs_code(weight_decay):
+  """The optimizer published with arXiv:2002.05709, with its defaults: eta 0.001, momentum 0.9.
+
+  What is called batch normalisation or bias there has neither decay nor a trust ratio.
+  """
+  draws = np.random.default_rng(2)
+
+  def draw():
+    shapes = {'conv': {'kernel': (3, 3, 2, 4)}, 'bn': {'scale': (4,), 'bias': (4,)}}
+    shapes['head'] = {'kernel': (4, 5), 'bias': (5,)}
+    return {
+      layer: {name: draws.normal(size=shape).astype(np.float32) for name, shape in of.items()}
+      for layer, of in shapes.items()
+    }
+
+  params, grads = draw(), [draw() for _ in range(6)]
+  optimizer = build(
+    params,
+    name='lars',
+    learning_rate=0.3,
+    scaling='linear',
+    batch_size=4096,
+    weight_decay=weight_decay,
+    warmup={'steps': 3},
+  )
+  decayed = {row.name: row.decay for row in optimizer.table if row.decay}
+  assert decayed == {'conv/kernel': weight_decay, 'head/kernel': weight_decay}
+  p = named(params)
+  velocity = dict.fromkeys(p, 0.0)
+  for s, grad in enumerate(map(named, grads)):
+    rate = 4.8 * (s / 3 if s < 3 else 0.5 * (1 + math.cos(math.pi * (s - 3) / (TOTAL - 3))))
+    for name, g in grad.items():
+      trust_ratio = 1.0
+      if is_kernel(name):
+        g = g + weight_decay * p[name]
+        trust_ratio = 0.001 * math.sqrt((p[name] ** 2).sum()) / math.sqrt((g**2).sum())
+      velocity[name] = 0.9 * velocity[name] + rate * trust_ratio * g
+      p[name] = p[name] - velocity[name]
+  expect_close(train(optimizer, grads, params)[0], p)
 
 
 # -- Frozen parameters.
@@ -375,6 +419,50 @@ def test_a_run_shorter_than_its_ramps_has_them_cut_in_proportion(
   assert not down or optimizer.schedule(total_steps) == 0
 
 
+@pytest.mark.parametrize(
+  ('scaling', 'batch_size', 'learning_rate', 'peak'),
+  [
+    # App. B.1, arXiv:2002.05709: the two meet at the batch of the paper's main results.
+    ('linear', 4096, 0.3, 4.8),
+    ('sqrt', 4096, 0.075, 4.8),
+    ('linear', 256, 0.3, 0.3),
+    ('sqrt', 256, 0.075, 1.2),
+    ('linear', 8192, 0.1, 3.2),  # Sec. 2.1, arXiv:1706.02677.
+    ('none', 4096, 0.3, 0.3),
+    ('none', None, 0.3, 0.3),
+    (None, 4096, 0.3, 0.3),
+  ],
+)
+def test_the_peak_is_scaled_by_the_batch_size(scaling, batch_size, learning_rate, peak):
+  optimizer = build(
+    name='sgd',
+    learning_rate=learning_rate,
+    scaling=scaling,
+    batch_size=batch_size,
+    options={'momentum': 0},
+    schedule='linear',
+    warmup={'steps': 10},
+  )
+  expected = [peak * min(s / 10, (TOTAL - s) / (TOTAL - 10)) for s in range(TOTAL + 1)]
+  np.testing.assert_allclose(optimizer.schedule(np.arange(TOTAL + 1)), expected, rtol=1e-6)
+  params = make_params()
+  ones = jax.tree.map(jnp.ones_like, params)
+  state = optimizer.tx.init(params)
+  for _ in range(11):
+    updates, state = jax.jit(optimizer.tx.update)(ones, state, params)
+  np.testing.assert_allclose(-updates['head']['bias'], peak, rtol=1e-6)
+
+
+def test_what_is_not_scaled_is_unchanged_to_the_last_bit():
+  plain, none = build(), build(scaling='none', batch_size=4096)
+  np.testing.assert_array_equal(plain.schedule(np.arange(41)), none.schedule(np.arange(41)))
+
+
+def test_scaling_needs_a_batch_size():
+  with pytest.raises(ValueError, match=r"optimizer\.scaling 'linear' needs a batch_size"):
+    build(scaling='linear')
+
+
 # -- The table.
 
 
@@ -433,6 +521,7 @@ def test_config_dict_with_placeholders_has_the_defaults():
     ({'name': 'adam'}, "unknown optimizer 'adam'; choose from 'sgd', 'adamw'"),
     ({'name': None}, "unknown optimizer None; choose from 'sgd', 'adamw'"),
     ({'schedule': 'cos'}, "unknown schedule 'cos'; choose from 'cosine', 'linear', 'rsqrt', 'con"),
+    ({'scaling': 'square'}, "unknown scaling 'square'; choose from 'none', 'linear', 'sqrt'"),
     ({'b2': 0.9}, r"unknown optimizer field .*options=.* 'b2'; choose from 'name', 'learning_rate"),
     ({'warm_up': None}, "'warm_up'; choose from 'name', 'learning_rate'"),
     ({'options': {'momentum': 1}}, "unknown option of 'adamw' 'momentum'; choose from 'b1', 'b2'"),

@@ -85,6 +85,7 @@ def setup(config: ml_collections.ConfigDict) -> Experiment:
     total_steps=total_steps,
     steps=steps,
     stacked=stacked_names(variables),
+    batch_size=config.batch_size,
   )
   average = build_average(config.get('ema'))
   return Experiment(

@@ -4,6 +4,9 @@ The fields of `config.optimizer` with their defaults; a field that is None has i
 
   name            (required) a name of `OPTIMIZERS`: 'sgd', 'adamw', 'lamb', 'lars', ...
   learning_rate   (required) the peak, reached when the warm-up ends
+  scaling         'none'     'linear' or 'sqrt': the peak is B / 256 or sqrt(B) times that, with
+                             B = `batch_size`; SimCLR's are 0.3 and 0.075 (App. B.1,
+                             arXiv:2002.05709), 'linear' is Sec. 2.1, arXiv:1706.02677
   options         {}         of the optimizer: dict(b2=0.95) for AdamW, dict(momentum=0.95) for SGD
   schedule        'cosine'   'cosine', 'linear', 'rsqrt' or 'constant'
   warmup          none       an amount, dict(epochs=5): linear from 0 to the peak
@@ -41,9 +44,15 @@ from vit_jax.rules import Row, describe
 __all__ = ['OPTIMIZERS', 'Optimizer', 'Row', 'build_optimizer', 'build_schedule', 'describe']
 
 SCHEDULES = ('cosine', 'linear', 'rsqrt', 'constant')
+SCALINGS: dict[str, Callable[[int], float]] = {
+  'none': lambda batch_size: 1.0,
+  'linear': lambda batch_size: batch_size / 256,
+  'sqrt': math.sqrt,
+}
 DEFAULTS = {
   'name': None,
   'learning_rate': None,
+  'scaling': 'none',
   'options': {},
   'schedule': 'cosine',
   'warmup': None,
@@ -78,6 +87,7 @@ def build_optimizer(
   total_steps: int,
   steps: Callable[[Mapping[str, Any]], int],
   stacked: Collection[str] = (),
+  batch_size: int | None = None,
 ) -> Optimizer:
   """Builds what `config.optimizer` says.
 
@@ -92,10 +102,12 @@ def build_optimizer(
     total_steps: steps of the whole run, where the schedule ends.
     steps: converts an amount, `dict(epochs=5)`: `units.steps` with its keywords bound.
     stacked: names of parameters that hold a layer in each row, as those of a scan do.
+    batch_size: examples a step, over all devices; None will do where nothing is scaled by it.
 
   Raises:
     ValueError: an unknown name, field, option or unit, a value out of its range, a pattern that is
-      no regular expression or that decides nothing, or everything frozen.
+      no regular expression or that decides nothing, everything frozen, or no batch size to scale
+      by.
   """
   fields = _fields(config)
   amounts = {}  # in steps
@@ -110,7 +122,7 @@ def build_optimizer(
     for field in ('warmup', 'cooldown'):
       amounts[field] = amounts[field] * total_steps // ramps
   schedule = build_schedule(
-    fields['learning_rate'],
+    _peak(fields, batch_size),
     schedule=fields['schedule'],
     total_steps=total_steps,
     end_value=fields['end_value'],
@@ -210,12 +222,21 @@ def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
   options = fields['options'] = _without_none(fields['options'])
   check_options(fields['name'], options)
   check_choice('schedule', fields['schedule'], SCHEDULES)
+  check_choice('scaling', fields['scaling'], SCALINGS)
   rules.check_number('optimizer.learning_rate', fields['learning_rate'], positive=True)
   rules.check_number('optimizer.weight_decay', fields['weight_decay'])
   rules.check_number('optimizer.end_value', fields['end_value'])
   if fields['clip'] is not None:
     rules.check_number('optimizer.clip', fields['clip'], positive=True)
   return fields
+
+
+def _peak(fields: Mapping[str, Any], batch_size: int | None) -> float:
+  """The learning rate, scaled by the batch size."""
+  scaling = fields['scaling']
+  if scaling != 'none' and batch_size is None:
+    raise ValueError(f"optimizer.scaling {scaling!r} needs a batch_size; give it, or choose 'none'")
+  return fields['learning_rate'] * SCALINGS[scaling](batch_size)
 
 
 def _without_none(config: Mapping[str, Any]) -> dict[str, Any]:

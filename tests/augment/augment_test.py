@@ -15,16 +15,24 @@ STRONG = {
   'background': 'background(p=1)',
   'blur': 'blur(p=1)',
   'color_distort': 'color_distort(0.5, p=1)',
+  'color_jitter': 'color_jitter(0.4, 0.4, 0.4, 0.1)',
+  'cutout': 'cutout(0.25, p=1)',
   'erase': 'erase(p=1)',
   'flip': 'flip(p=1)',
   'grayscale': 'grayscale(p=1)',
   'hue': 'hue(p=1)',
   'invert': 'invert(p=1)',
+  'maybe': "maybe('noise(0.1) | invert(p=1)', p=1)",
   'noise': 'noise(0.1)',
   'outline': 'outline(p=1)',
+  'random_resized_crop': 'random_resized_crop(min_area=0.3)',
+  'rotate90': 'rotate90(p=1)',
   'sketch': 'sketch(p=1)',
+  'sobel': 'sobel(p=1)',
+  'solarize': 'solarize(p=1)',
   'stencil': 'stencil(p=1)',
 }
+COVERS = ('cutout', 'erase')  # of RGBA they change the alpha alone
 ALL = ' | '.join(STRONG[name] for name in STRONG if name != 'background') + ' | background(p=0.5)'
 
 
@@ -45,8 +53,8 @@ def test_operation(name):
   assert out.shape == (x.shape if name != 'background' else (*x.shape[:-1], 3))
   assert float(out.min()) >= 0 and float(out.max()) <= 1 and bool(jnp.isfinite(out).all())
   np.testing.assert_array_equal(out, run(KEY, x))
-  assert np.abs(np.asarray(out)[..., :3] - np.asarray(x)[..., :3]).max() > 0.01 or name == 'erase'
-  if name not in ('flip', 'grayscale', 'invert'):
+  assert np.abs(np.asarray(out)[..., :3] - np.asarray(x)[..., :3]).max() > 0.01 or name in COVERS
+  if name not in ('flip', 'grayscale', 'invert', 'sobel', 'solarize'):
     assert np.abs(np.asarray(run(jax.random.key(8), x)) - np.asarray(out)).max() > 0.001
 
   half = run(KEY, x.astype(jnp.bfloat16))
@@ -57,9 +65,11 @@ def test_operation(name):
 @pytest.mark.parametrize('channels', [1, 3, 4])
 def test_probability_zero_is_the_identity(channels):
   names = [name for name in augment.__all__ if name != 'background' or channels != 4]
-  text = ' | '.join(
-    f'{name}(p=0, gray=0)' if name == 'color_distort' else f'{name}(p=0)' for name in names
-  )
+  calls = {
+    'color_distort': 'color_distort(p=0, gray=0)',
+    'maybe': "maybe('invert(p=1)', p=0)",
+  }
+  text = ' | '.join(calls.get(name, f'{name}(p=0)') for name in names)
   x = images(channels=channels)
   np.testing.assert_array_equal(jax.jit(augment.compose(text))(KEY, x), x)
 
@@ -68,8 +78,7 @@ def test_a_batch_is_its_images_one_by_one():
   x = images(4)
   run = augment.compose(ALL)
   together = jax.jit(run)(KEY, x)
-  parts = [p.strip() for p in ALL.split('|')]
-  operations = [composition.build(part, augment)[0] for part in parts]
+  operations = composition.build(ALL, augment)
 
   @jax.jit
   def alone(key, image):
@@ -79,6 +88,38 @@ def test_a_batch_is_its_images_one_by_one():
 
   for i, key in enumerate(jax.random.split(KEY, 4)):
     np.testing.assert_allclose(together[i], alone(key, x[i]), atol=1e-4)
+
+
+def test_maybe_applies_all_of_its_chain_or_nothing():
+  x = jnp.full((1000, 2, 2, 3), 0.25)
+  out = np.asarray(jax.jit(augment.compose("maybe('invert(p=1) | noise(0.01)', p=0.3)"))(KEY, x))
+  changed = (out != 0.25).any((1, 2, 3))
+  assert abs(changed.mean() - 0.3) < 0.06
+  assert (np.abs(out[changed] - 0.75) < 0.1).all() and (out[changed] != 0.75).all((1, 2, 3)).any()
+
+
+def test_operations_of_a_maybe_keep_their_probabilities():
+  x = jnp.full((1000, 2, 2, 3), 0.25)
+  out = np.asarray(jax.jit(augment.compose("maybe('invert(p=0.5)', p=0.5)"))(KEY, x))
+  assert abs((out == 0.75).all((1, 2, 3)).mean() - 0.25) < 0.06
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ("maybe('flop')", r"unknown transform 'flop' in 'flop'; choose from 'affine'"),
+    ("maybe('flip', p=2)", r'probability p=2 is outside \[0, 1\]'),
+    ('maybe(3)', "transforms are a string such as 'decode | flip', not 3"),
+  ],
+)
+def test_mistakes_in_maybe_are_refused(text, message):
+  with pytest.raises(ValueError, match=message):
+    augment.compose(text)
+
+
+def test_maybe_refuses_another_shape():
+  with pytest.raises(ValueError, match=r'\[16, 16, 4\] into \[16, 16, 3\]; choose operations'):
+    augment.compose("maybe('background(p=0)')")(KEY, images())
 
 
 def test_nothing_is_the_identity():

@@ -317,6 +317,32 @@ def test_example():
   assert Emoji(label='subcategory').num_classes == 95
 
 
+def test_a_name_is_a_class_in_every_split_and_style():
+  whole = Emoji('all', label='name')
+  assert whole.num_classes == 1629
+  assert whole.classes == tuple(row['name'] for row in TABLE)
+  seen = set()
+  for split in emoji.SPLITS:
+    google, mono = (
+      Emoji(split, styles=(style,), label='name') for style in ('google', 'noto-mono')
+    )
+    assert google.classes == mono.classes == whole.classes
+    np.testing.assert_array_equal(google.labels, mono.labels)
+    names = [google.classes[label] for label in google.labels]
+    assert names == [row['name'] for row in google.table()]
+    assert len(set(names)) == len(google) and not seen & set(names)
+    seen.update(names)
+  assert seen == set(whole.classes)
+
+
+def test_the_names_of_a_half():
+  halves = [Emoji('test', styles=('twitter',), label='name', half=half) for half in (0, 1)]
+  assert [half.num_classes for half in halves] == [len(Emoji('all', half=h)) // 2 for h in (0, 1)]
+  for half in halves:
+    names = [half.classes[example['label']] for example in map(half.__getitem__, range(len(half)))]
+    assert names == [row['name'] for row in half.table()]
+
+
 def test_order_and_ids():
   source = Emoji('validation+test', styles=('twitter', 'openmoji'))
   n = len(source) // 2
@@ -359,7 +385,7 @@ def test_an_example_may_be_written_to():
     ({'styles': ('apple',)}, "unknown style 'apple'; choose from 'google', 'twitter', 'openmoji'"),
     ({'split': 'dev'}, "unknown split 'dev'; choose from 'train', 'validation', 'test', 'all'"),
     ({'split': 'train+'}, "unknown split ''"),
-    ({'label': 'name'}, "unknown label 'name'; choose from 'category', 'subcategory'"),
+    ({'label': 'base'}, "unknown label 'base'; choose from 'category', 'subcategory', 'name'"),
     ({'half': 2}, 'unknown half 2; choose from None, 0, 1'),
   ],
 )

@@ -31,7 +31,7 @@ def pillow(monkeypatch):
   def work(*args):
     with monkeypatch.context() as patch:
       patch.setattr(jpeg, 'installed', lambda: False)
-      return decode.decode_box(*args)
+      return decode.decode_boxes(*args)
 
   return work
 
@@ -67,22 +67,38 @@ KINDS = {
 def test_a_part_is_pillows_but_for_rounding(kind, pillow, monkeypatch):
   data = encode(photograph(), quality=90, **KINDS[kind])
   results = []
-  work = jpeg.decode_box
-  monkeypatch.setattr(jpeg, 'decode_box', lambda *args: results.append(work(*args)) or results[-1])
+  work = jpeg.decode_boxes
+  monkeypatch.setattr(
+    jpeg, 'decode_boxes', lambda *args: results.append(work(*args)) or results[-1]
+  )
   for box in BOXES:
-    args = data, 3, lambda h, w: box, SIZE  # noqa: B023
-    ours = decode.decode_box(*args)
+    args = data, 3, lambda h, w: [box], SIZE  # noqa: B023
+    ours = decode.decode_boxes(*args)
     assert ours is results[-1]  # not fallen back
     np.testing.assert_allclose(ours.astype(int), pillow(*args), atol=1, err_msg=str(box))
 
 
 @fast
-def test_rows_below_the_part_are_not_decoded():
+@pytest.mark.parametrize('boxes', [BOXES, BOXES[2:4], BOXES[:1] * 2])
+def test_parts_of_one_decode_are_those_of_several(boxes, pillow):
+  data = encode(photograph(), quality=90)
+  ours = decode.decode_boxes(data, 3, lambda h, w: boxes, SIZE)
+  assert ours.shape == (len(boxes), *SIZE, 3)
+  np.testing.assert_allclose(ours.astype(int), pillow(data, 3, lambda h, w: boxes, SIZE), atol=1)
+  # The smallest part decides at which scale all are decoded.
+  smallest = min(boxes, key=lambda box: min(box[2] / SIZE[0], box[3] / SIZE[1]))
+  alone = decode.decode_boxes(data, 3, lambda h, w: [smallest], SIZE)
+  np.testing.assert_array_equal(ours[boxes.index(smallest)], alone[0])
+
+
+@fast
+def test_rows_below_all_parts_are_not_decoded():
   data = encode(photograph())
   middle = len(data) // 2
   broken = data[:middle] + bytes(len(data) - middle - 2) + data[-2:]
   for top, same in [(0, True), (500, False)]:
-    ours = [decode.decode_box(d, 3, lambda h, w: (top, 0, 150, 900), SIZE) for d in (data, broken)]  # noqa: B023
+    boxes = [(top, 0, 150, 900), (0, 0, 100, 100)]
+    ours = [decode.decode_boxes(d, 3, lambda h, w: boxes, SIZE) for d in (data, broken)]  # noqa: B023
     assert np.array_equal(*ours) == same
 
 
@@ -95,8 +111,8 @@ def test_what_is_odd_is_left_to_pillow(channels, pillow):
     encode(photograph().convert('CMYK')),
     colour + b'after the end',
   ]:
-    args = data, channels, lambda h, w: BOXES[2], SIZE
-    np.testing.assert_array_equal(decode.decode_box(*args), pillow(*args))
+    args = data, channels, lambda h, w: [BOXES[2]], SIZE
+    np.testing.assert_array_equal(decode.decode_boxes(*args), pillow(*args))
 
 
 @fast
@@ -104,9 +120,9 @@ def test_what_is_broken_fails_as_in_pillow(pillow):
   data = encode(photograph())
   for broken in (data[: len(data) // 2], data[:-2], data[:200] + data[-2:], b'', b'no image'):
     errors = []
-    for work in (decode.decode_box, pillow):
+    for work in (decode.decode_boxes, pillow):
       with pytest.raises(BadExample) as error:
-        work(broken, 3, lambda h, w: BOXES[1], SIZE)
+        work(broken, 3, lambda h, w: [BOXES[1]], SIZE)
       errors.append(str(error.value))
     assert errors[0] == errors[1]
 
@@ -116,8 +132,8 @@ def test_tiny_files(pillow):
   for h, w in [(1, 1), (1, 40), (9, 2), (16, 16), (17, 33)]:
     data = encode(photograph().crop((0, 0, w, h)))
     for size in [(1, 1), (2, 1), (7, 5)]:
-      args = data, 3, lambda h, w: (0, 0, h, w), size
-      np.testing.assert_allclose(decode.decode_box(*args).astype(int), pillow(*args), atol=1)
+      args = data, 3, lambda h, w: [(0, 0, h, w)], size
+      np.testing.assert_allclose(decode.decode_boxes(*args).astype(int), pillow(*args), atol=1)
 
 
 @fast
@@ -126,7 +142,7 @@ def test_threads_decode_side_by_side():
   boxes = BOXES * 10
 
   def work(box):
-    return decode.decode_box(data, 3, lambda h, w: box, SIZE)
+    return decode.decode_boxes(data, 3, lambda h, w: [box], SIZE)
 
   with concurrent.futures.ThreadPoolExecutor(4) as pool:
     for ours, alone in zip(pool.map(work, boxes), map(work, boxes), strict=True):

@@ -50,7 +50,7 @@ def reference_resize(image, h, w):
 def test_configs_can_name_exactly_these():
   assert set(compose.choices(transforms)) == {
     'decode', 'decode_random_resized_crop', 'random_resized_crop', 'resize_small', 'resize',
-    'central_crop', 'pad_crop', 'flip', 'randaugment',
+    'central_crop', 'pad_crop', 'flip', 'randaugment', 'views',
   }  # fmt: skip
 
 
@@ -283,6 +283,9 @@ def test_mistakes_name_the_choices():
   image = picture(8, 8)
   for build, message in [
     (lambda: transforms.decode(2), 'choose from 1, 3, 4'),
+    (lambda: transforms.views(0), 'number of views 0 is no positive integer'),
+    (lambda: transforms.views(1.5), 'number of views 1.5 is no positive integer'),
+    (lambda: transforms.decode_random_resized_crop(8, views=0), 'number of views 0 is no positive'),
     (lambda: transforms.flip(1.5), r'not in \[0, 1\]'),
     (lambda: transforms.randaugment(0), 'num_layers 0 is no positive integer'),
     (lambda: transforms.randaugment(2, -1), r'magnitude -1 is not in \[0, 30\]'),
@@ -297,6 +300,7 @@ def test_mistakes_name_the_choices():
     (lambda: transforms.pad_crop(8, -1), 'negative'),
     (lambda: run(transforms.pad_crop(13, 2), image), 'smaller size'),
     (lambda: run(transforms.flip(), b'123'), "put 'decode' first"),
+    (lambda: run(transforms.views(2), b'123'), "put 'decode' first"),
     (
       lambda: run(transforms.flip(), image.astype(np.float32)),
       r'float32 \[8, 8, 3\]; host transforms take uint8',
@@ -342,7 +346,7 @@ def test_a_large_jpeg_is_decoded_at_the_smallest_scale_that_covers_the_crop(monk
   monkeypatch.setattr(JpegImagePlugin.JpegImageFile, 'load', spy)
   for part, side in [(800, 100), (799, 200), (400, 200), (399, 400), (99, 800)]:
     loaded.clear()
-    decode.decode_box(data, 3, lambda h, w: (0, 0, part, part), (100, 100))  # noqa: B023
+    decode.decode_boxes(data, 3, lambda h, w: [(0, 0, part, part)], (100, 100))  # noqa: B023
     assert loaded[0] == (side, side), part
 
 

@@ -39,7 +39,7 @@ def images(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def views(rng: np.random.Generator) -> dict[str, np.ndarray]:
-  """Two views of each example that have nothing in common: what belongs together is to be learned."""
+  """Two views of each example that have nothing in common: what belongs together is learned."""
   pairs = rng.integers(0, 256, (B, 2, SIDE, SIDE, 3), dtype=np.uint8)
   return {**images(rng), 'views': pairs}
 

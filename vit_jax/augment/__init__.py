@@ -10,13 +10,16 @@ import sys
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from vit_jax import compose as _compose
 from vit_jax.arrays import Array
 from vit_jax.augment.background import background
-from vit_jax.augment.color import color_distort, grayscale, hue, invert
-from vit_jax.augment.edges import outline, sketch, stencil
-from vit_jax.augment.geometry import affine, erase, flip
+from vit_jax.augment.chance import Augment, check_probability
+from vit_jax.augment.color import color_distort, color_jitter, grayscale, hue, invert, solarize
+from vit_jax.augment.crop import random_resized_crop
+from vit_jax.augment.edges import outline, sketch, sobel, stencil
+from vit_jax.augment.geometry import affine, cutout, erase, flip, rotate90
 from vit_jax.augment.texture import blur, noise
 
 # What a string may name.
@@ -25,16 +28,59 @@ __all__ = [
   'background',
   'blur',
   'color_distort',
+  'color_jitter',
+  'cutout',
   'erase',
   'flip',
   'grayscale',
   'hue',
   'invert',
+  'maybe',
   'noise',
   'outline',
+  'random_resized_crop',
+  'rotate90',
   'sketch',
+  'sobel',
+  'solarize',
   'stencil',
 ]
+
+
+def maybe(text: str, p: float = 0.5) -> Augment:
+  """Applies a whole chain with probability `p`: `maybe('color_jitter(0.4, 0.4) | blur(1)', p=0.8)`.
+
+  Each operation in it keeps its own probability. The chain is computed for every image.
+
+  Raises:
+    ValueError: as `compose`, or `p` lies outside [0, 1]; from the operation, the chain changes the
+      shape of the image.
+  """
+  check_probability('p', p)
+  change = _chain(_compose.build(text, sys.modules[__name__]))
+
+  def apply(rng: Array, image: Array) -> Array:
+    coin, rng = jax.random.split(rng)
+    changed = change(rng, image)
+    if changed.shape != image.shape:
+      raise ValueError(
+        f'maybe({text!r}) turns an image of {list(image.shape)} into {list(changed.shape)}; '
+        'choose operations that keep the shape'
+      )
+    return jnp.where(jax.random.uniform(coin) < p, changed, image)
+
+  return apply
+
+
+def _chain(operations: list[Augment]) -> Augment:
+  """One operation after the other, each with a key of its own."""
+
+  def apply(rng: Array, image: Array) -> Array:
+    for i, operation in enumerate(operations):
+      image = operation(jax.random.fold_in(rng, i), image)
+    return image
+
+  return apply
 
 
 def compose(text: str) -> Callable[..., Array]:
@@ -49,11 +95,7 @@ def compose(text: str) -> Callable[..., Array]:
     ValueError: an unknown operation (the choices are listed) or arguments that it does not take.
   """
   operations = _compose.build(text, sys.modules[__name__])
-
-  def one(rng: Array, image: Array) -> Array:
-    for i, operation in enumerate(operations):
-      image = operation(jax.random.fold_in(rng, i), image)
-    return image
+  one = _chain(operations)
 
   def batch(rng: Array, images: Array, ids: Array | None = None) -> Array:
     if not operations:

@@ -12,11 +12,13 @@ from vit_jax.arrays import Array
 Augment = Callable[[Array, Array], Array]  # (rng, image [H, W, C]) -> image [H, W, C']
 
 
-def sometimes(p: float, change: Augment) -> Augment:
-  """Applies `change` with probability `p` and leaves the image as it is otherwise.
+def sometimes(
+  p: float, change: Augment, otherwise: Callable[[Array], Array] = lambda image: image
+) -> Augment:
+  """Applies `change` with probability `p` and `otherwise`, by default nothing, to the rest.
 
-  Both are computed and one is chosen, as `vmap` would have it anyhow. `change` sees float32 and
-  keeps the shape; its answer is clipped to [0, 1] and goes back to the dtype of the image.
+  Both are computed and one is chosen, as `vmap` would have it anyhow. `change` sees float32; its
+  answer is clipped to [0, 1] and goes back to the dtype of the image. `otherwise` gives its shape.
 
   Raises:
     ValueError: `p` lies outside [0, 1].
@@ -28,7 +30,7 @@ def sometimes(p: float, change: Augment) -> Augment:
     changed = jnp.clip(change(rng, image.astype(jnp.float32)), 0, 1).astype(image.dtype)
     if p == 1:
       return changed
-    return jnp.where(jax.random.uniform(coin) < p, changed, image)
+    return jnp.where(jax.random.uniform(coin) < p, changed, otherwise(image).astype(image.dtype))
 
   return apply
 
@@ -58,3 +60,17 @@ def split_alpha(image: Array) -> tuple[Array, Array | None]:
 def join_alpha(color: Array, alpha: Array | None) -> Array:
   """Undoes `split_alpha`."""
   return color if alpha is None else jnp.concatenate([color, alpha], -1)
+
+
+def through_alpha(change: Callable[[Array], Array], image: Array) -> Array:
+  """Applies a linear filter; the colours of RGBA count by alpha: what is invisible does not bleed.
+
+  Args:
+    change: [H, W, C] to [H', W', C], weighted sums of pixels, the same for every channel.
+    image: [H, W, C], C is 1, 3 or 4.
+  """
+  color, alpha = split_alpha(image)
+  if alpha is None:
+    return change(image)
+  color, alpha = split_alpha(change(join_alpha(color * alpha, alpha)))
+  return join_alpha(color / jnp.maximum(alpha, 1e-6), alpha)

@@ -7,36 +7,93 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.arrays import Array
+from vit_jax.augment import adjust
+from vit_jax.augment.adjust import LUMA, luma
 from vit_jax.augment.chance import Augment, join_alpha, sometimes, split_alpha
+from vit_jax.choices import check_choice
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 # RGB -> YIQ: in the I, Q plane a change of hue is a rotation, of saturation a scaling.
 _YIQ = np.array([LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)], np.float32)
 _RGB = np.linalg.inv(_YIQ)
 
 
-def luma(color: Array) -> Array:
-  """Brightness of RGB [..., 3] (or of grey, [..., 1]) as [..., 1]."""
-  if color.shape[-1] == 1:
-    return color
-  return jnp.sum(color * jnp.asarray(LUMA, color.dtype), -1, keepdims=True)
+def color_jitter(
+  brightness: float = 0.0,
+  contrast: float = 0.0,
+  saturation: float = 0.0,
+  hue: float = 0.0,
+  p: float = 1.0,
+) -> Augment:
+  """Brightness, contrast, saturation and hue, in an order drawn for each image.
 
+  Each change is torchvision's (its rounding of uint8 aside): contrast about the mean luma, of what
+  is visible in RGBA, and the hue on the hexagon of HSV. Saturation and hue leave grey as it is.
 
-def color_distort(strength: float = 1.0, p: float = 0.8, gray: float = 0.2) -> Augment:
-  """SimCLR's colour distortion: jitter with probability `p`, then grey with probability `gray`.
-
-  Brightness, contrast and saturation are multiplied by 1 +- 0.8 `strength` and the hue turned by
-  up to 0.2 `strength` of a circle, as in Appendix A of arXiv:2002.05709, but in this one order,
-  and with contrast taken about the mean of what is visible.
+  Args:
+    brightness: the colours are multiplied by 1 +- this; 0.4 draws from 0.6 to 1.4.
+    contrast: likewise the distance to the mean luma.
+    saturation: likewise the distance to the pixel's own luma.
+    hue: turned by up to this part of a circle either way, at most 0.5.
+    p: the probability of any of this.
 
   Raises:
-    ValueError: `strength` is negative, or a probability outside [0, 1].
+    ValueError: a strength is negative, `hue` is above 0.5, or `p` lies outside [0, 1].
+  """
+  strengths = dict(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue)
+  for name, value in strengths.items():
+    if value < 0:
+      raise ValueError(f'{name}={value} is negative')
+  if hue > 0.5:
+    raise ValueError(f'hue={hue} is above 0.5, which reaches every hue')
+  factors = np.array([brightness, contrast, saturation], np.float32)
+  low, high = np.append(np.maximum(1 - factors, 0), -hue), np.append(1 + factors, hue)
+
+  def change(rng: Array, image: Array) -> Array:
+    rng_amounts, rng_order = jax.random.split(rng)
+    amounts = jax.random.uniform(rng_amounts, (4,), minval=low, maxval=high)
+    color, alpha = split_alpha(image)
+    color = adjust.jitter(color, amounts[:3], amounts[3], *adjust.draw_order(rng_order), alpha)
+    return join_alpha(color, alpha)
+
+  return sometimes(p, change)
+
+
+def color_distort(
+  strength: float = 1.0, p: float = 0.8, gray: float = 0.2, order: str = 'fixed'
+) -> Augment:
+  """SimCLR's colour distortion: jitter with probability `p`, then grey with probability `gray`.
+
+  Appendix A of arXiv:2002.05709: brightness, contrast and saturation are multiplied by 1 +- 0.8
+  `strength` and the hue turned by up to 0.2 `strength` of a circle.
+
+  Args:
+    strength: of the jitter.
+    p: the probability of the jitter.
+    gray: the probability of dropping the colour.
+    order: 'random' is what the paper describes, `color_jitter` in an order drawn for each image.
+      'fixed' applies brightness, contrast, then saturation and hue in one product with a matrix,
+      which clips otherwise than torchvision's two.
+
+  Raises:
+    ValueError: `strength` is negative, an unknown order, or a probability outside [0, 1].
   """
   if strength < 0:
     raise ValueError(f'strength={strength} is negative')
+  if check_choice('order', order, ('fixed', 'random')) == 'random':
+    jitter = color_jitter(*[0.8 * strength] * 3, 0.2 * strength, p=p)
+  else:
+    jitter = _fixed_jitter(strength, p)
   to_gray = grayscale(gray)
 
-  def jitter(rng: Array, image: Array) -> Array:
+  def apply(rng: Array, image: Array) -> Array:
+    rng = jax.random.split(rng)
+    return to_gray(rng[1], jitter(rng[0], image))
+
+  return apply
+
+
+def _fixed_jitter(strength: float, p: float) -> Augment:
+  def change(rng: Array, image: Array) -> Array:
     color, alpha = split_alpha(image)
     rng = jax.random.split(rng, 4)
     low = max(0.0, 1 - 0.8 * strength)
@@ -52,13 +109,7 @@ def color_distort(strength: float = 1.0, p: float = 0.8, gray: float = 0.2) -> A
       color = _turn_hue(color, turn, saturation)
     return join_alpha(color, alpha)
 
-  jitter = sometimes(p, jitter)
-
-  def apply(rng: Array, image: Array) -> Array:
-    rng = jax.random.split(rng)
-    return to_gray(rng[1], jitter(rng[0], image))
-
-  return apply
+  return sometimes(p, change)
 
 
 def _turn_hue(color: Array, angle: Array, saturation: Array | float) -> Array:
@@ -112,5 +163,24 @@ def invert(p: float = 0.1) -> Augment:
     del rng
     color, alpha = split_alpha(image)
     return join_alpha(1 - color, alpha)
+
+  return sometimes(p, change)
+
+
+def solarize(threshold: float = 0.5, p: float = 0.2) -> Augment:
+  """Inverts the values from `threshold` up, with probability `p`; alpha is kept.
+
+  Appendix B of arXiv:2006.07733 (BYOL) has it with 0.5 and 0.2, in the second view only.
+
+  Raises:
+    ValueError: `threshold` or `p` lies outside [0, 1].
+  """
+  if not 0 <= threshold <= 1:
+    raise ValueError(f'threshold={threshold} is outside [0, 1]')
+
+  def change(rng: Array, image: Array) -> Array:
+    del rng
+    color, alpha = split_alpha(image)
+    return join_alpha(jnp.where(color >= threshold, 1 - color, color), alpha)
 
   return sometimes(p, change)

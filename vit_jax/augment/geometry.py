@@ -1,4 +1,7 @@
-"""Where things are: one affine warp (scale, aspect, rotation, shear, shift, flip); and erasing."""
+"""Where things are: an affine warp (scale, aspect, rotation, shear, shift, flip) and quarter turns.
+
+And what is covered: erasing and cutout.
+"""
 
 from __future__ import annotations
 
@@ -138,10 +141,62 @@ def erase(
     y, x = (jnp.arange(height) + 0.5) / height, (jnp.arange(width) + 0.5) / width
     inside_y = (y >= start[0]) & (y < start[0] + sides[0])
     inside_x = (x >= start[1]) & (x < start[1] + sides[1])
-    inside = (inside_y[:, None] & inside_x[None])[..., None]  # [H, W, 1]
-    if channels == 4:
-      return image * jnp.where(inside, jnp.asarray([1.0, 1.0, 1.0, 0.0]), 1.0)
-    value = jax.random.uniform(rng_fill, (channels,)) if fill is None else jnp.full(channels, fill)
-    return jnp.where(inside, value, image)
+    value = jax.random.uniform(rng_fill, (channels,)) if fill is None else fill
+    return _overwrite(image, inside_y, inside_x, value)
+
+  return sometimes(p, change)
+
+
+def cutout(size: float = 0.5, p: float = 0.5, fill: float = 0.5) -> Augment:
+  """Overwrites a square whose centre is any pixel, so that part of it can lie outside.
+
+  DeVries & Taylor 2017, arXiv:1708.04552, Section 3.
+
+  Args:
+    size: of the square, as a part of the shorter side; it is rounded to pixels.
+    p: the probability.
+    fill: the value written, 0 to 1; RGBA becomes transparent there instead.
+
+  Raises:
+    ValueError: `size` is not in (0, 1], or `p` lies outside [0, 1].
+  """
+  if not 0 < size <= 1:
+    raise ValueError(f'size={size} is not in (0, 1]')
+
+  def change(rng: Array, image: Array) -> Array:
+    shape = image.shape[:2]
+    side = round(size * min(shape))
+
+    center = jnp.floor(jax.random.uniform(rng, (2,)) * np.array(shape))
+
+    def inside(length: int, center: Array) -> Array:
+      place = jnp.arange(length) - center
+      return (place >= -(side // 2)) & (place < side - side // 2)
+
+    return _overwrite(image, *map(inside, shape, center), fill)
+
+  return sometimes(p, change)
+
+
+def _overwrite(image: Array, rows: Array, columns: Array, value: Array | float) -> Array:
+  """Writes where both `rows` [H] and `columns` [W] are True; RGBA becomes transparent there."""
+  inside = (rows[:, None] & columns[None])[..., None]  # [H, W, 1]
+  if image.shape[-1] == 4:
+    return image * jnp.where(inside, jnp.asarray([1.0, 1.0, 1.0, 0.0]), 1.0)
+  return jnp.where(inside, value, image)
+
+
+def rotate90(p: float = 0.5) -> Augment:
+  """Rotates by 90, 180 or 270 degrees, evenly drawn; p=0.75 makes all four directions as likely.
+
+  Raises:
+    ValueError: `p` lies outside [0, 1]; from the operation, the image is not square.
+  """
+
+  def change(rng: Array, image: Array) -> Array:
+    if image.shape[0] != image.shape[1]:
+      raise ValueError(f'rotate90 takes square images, not {image.shape[0]} x {image.shape[1]}')
+    turns = jax.random.randint(rng, (), 0, 3)
+    return jax.lax.select_n(turns, *(jnp.rot90(image, k) for k in (1, 2, 3)))
 
   return sometimes(p, change)

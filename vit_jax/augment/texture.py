@@ -6,43 +6,58 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.arrays import Array
-from vit_jax.augment.chance import Augment, check_range, join_alpha, sometimes, split_alpha
+from vit_jax.augment.chance import (
+  Augment,
+  check_range,
+  join_alpha,
+  sometimes,
+  split_alpha,
+  through_alpha,
+)
 
 
-def blur(p: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0)) -> Augment:
+def blur(
+  p: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0), kernel: float | None = None
+) -> Augment:
   """Gaussian blur of a random width, with probability `p`.
 
   SimCLR, Appendix A of arXiv:2002.05709, draws sigma from (0.1, 2.0) and cuts the kernel at a tenth
-  of the side; here nothing is cut: each axis is one product with a matrix whose rows sum to 1.
+  of the side: `kernel=0.1`. Each axis is one product with a matrix whose rows sum to 1, at the
+  border too.
 
   Args:
     p: the probability.
     sigma: of the kernel, in pixels, (low, high). RGBA is weighted by its alpha.
+    kernel: the length of the kernel as a part of the shorter side, made odd (up where it is even)
+      and at least 3 pixels; None cuts nothing.
 
   Raises:
-    ValueError: `sigma` is no range above 0, or `p` lies outside [0, 1].
+    ValueError: `sigma` is no range above 0, `kernel` not above 0, or `p` lies outside [0, 1].
   """
   low, high = check_range('sigma', sigma, least=1e-2)
+  if kernel is not None and kernel <= 0:
+    raise ValueError(f'kernel={kernel} is not above 0')
 
   def change(rng: Array, image: Array) -> Array:
-    color, alpha = split_alpha(image)
-    if alpha is not None:
-      image = join_alpha(color * alpha, alpha)
     width = jax.random.uniform(rng, minval=low, maxval=high)
-    rows, columns = (_kernel(n, width) for n in image.shape[:2])
-    image = jnp.einsum('ij,jwc->iwc', rows, image)
-    image = jnp.einsum('kw,iwc->ikc', columns, image)
-    if alpha is None:
-      return image
-    color, alpha = split_alpha(image)
-    return join_alpha(color / jnp.maximum(alpha, 1e-6), alpha)
+    radius = None if kernel is None else max(1, int(kernel * min(image.shape[:2])) // 2)
+    rows, columns = (_kernel(n, width, radius) for n in image.shape[:2])
+
+    def filter_(image: Array) -> Array:
+      image = jnp.einsum('ij,jwc->iwc', rows, image)
+      return jnp.einsum('kw,iwc->ikc', columns, image)
+
+    return through_alpha(filter_, image)
 
   return sometimes(p, change)
 
 
-def _kernel(size: int, sigma: Array) -> Array:
+def _kernel(size: int, sigma: Array, radius: int | None) -> Array:
   place = jnp.arange(size, dtype=jnp.float32)
-  weight = jnp.exp(-(((place[:, None] - place[None]) / sigma) ** 2) / 2)
+  distance = place[:, None] - place[None]
+  weight = jnp.exp(-((distance / sigma) ** 2) / 2)
+  if radius is not None:
+    weight = jnp.where(jnp.abs(distance) <= radius, weight, 0)
   return weight / weight.sum(1, keepdims=True)  # [size, size]
 
 

@@ -2,13 +2,15 @@
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from vit_jax.data import jpeg
 from vit_jax.data.substitute import BadExample
+
+Box = tuple[int, int, int, int]  # (top, left, height, width) in pixels
 
 MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # Pillow's names, by the number of channels
 
@@ -45,15 +47,15 @@ def as_array(image: Image.Image, channels: int = 3) -> np.ndarray:
   return pixels[:, :, None] if channels == 1 else pixels
 
 
-def decode_box(
+def decode_boxes(
   data: bytes,
   channels: int,
-  draw: Callable[[int, int], tuple[int, int, int, int]],
+  draw: Callable[[int, int], Sequence[Box]],
   size: tuple[int, int],
 ) -> np.ndarray:
-  """Decodes a part of an image and resizes it, bilinear with antialiasing.
+  """Decodes an image once, cuts parts out and resizes each, bilinear with antialiasing.
 
-  A JPEG is decoded at 1/2, 1/4 or 1/8 of its scale where that leaves the part at least as large as
+  A JPEG is decoded at 1/2, 1/4 or 1/8 of its scale where that leaves each part at least as large as
   `size`: a block's low frequencies alone are transformed, which is its average over 2 x 2, 4 x 4 or
   8 x 8 pixels but for rounding. Where the extra `fast` is installed, `data/jpeg.py` does it for
   colour JPEGs.
@@ -61,11 +63,11 @@ def decode_box(
   Args:
     data: the encoded file.
     channels: 1, 3 or 4.
-    draw: from the image's height and width to the part, (top, left, height, width).
+    draw: from the image's height and width to the parts, at least one.
     size: (height, width) of the result.
 
   Returns:
-    [*size, channels] uint8.
+    [parts, *size, channels] uint8.
 
   Raises:
     BadExample: the data are no complete image.
@@ -73,10 +75,11 @@ def decode_box(
   with _broken_is_bad():
     image = Image.open(io.BytesIO(data))  # its header alone
   width, height = image.size
-  top, left, h, w = draw(height, width)
-  scale = next((s for s in (8, 4, 2) if h >= s * size[0] and w >= s * size[1]), 1)
+  boxes = draw(height, width)
+  least = [min(box[axis] for box in boxes) for axis in (2, 3)]
+  scale = next((s for s in (8, 4, 2) if least[0] >= s * size[0] and least[1] >= s * size[1]), 1)
   if channels == 3 and (image.format, image.mode) == ('JPEG', 'RGB') and jpeg.installed():
-    resized = jpeg.decode_box(data, (height, width), (top, left, h, w), scale, size)
+    resized = jpeg.decode_boxes(data, (height, width), boxes, scale, size)
     if resized is not None:
       return resized
   with _broken_is_bad(), image:
@@ -86,12 +89,20 @@ def decode_box(
     image.load()
     if image.width == width:
       scale = 1  # no JPEG
-    box = np.array((left, top, left + w, top + h)) / scale
-    # Cut out first: no pixel beyond the part is looked at.
-    x, y, x_end, y_end = *np.floor(box[:2]).astype(int), *np.ceil(box[2:]).astype(int)
-    pixels = _to_8_bits(image.crop((x, y, x_end, y_end)), MODES[channels])
-    box -= (x, y, x, y)
-    resized = np.asarray(pixels.resize(size[::-1], Image.Resampling.BILINEAR, tuple(box)))
+    return np.stack([_resize_box(image, channels, box, scale, size) for box in boxes])
+
+
+def _resize_box(
+  image: Image.Image, channels: int, box: Box, scale: int, size: tuple[int, int]
+) -> np.ndarray:
+  """The part `box` / scale of an image in any mode, resized to [*size, channels] uint8."""
+  top, left, h, w = box
+  part = np.array((left, top, left + w, top + h)) / scale
+  # Cut out first: no pixel beyond the part is looked at.
+  x, y, x_end, y_end = *np.floor(part[:2]).astype(int), *np.ceil(part[2:]).astype(int)
+  pixels = _to_8_bits(image.crop((x, y, x_end, y_end)), MODES[channels])
+  part -= (x, y, x, y)
+  resized = np.asarray(pixels.resize(size[::-1], Image.Resampling.BILINEAR, tuple(part)))
   return resized.reshape(*size, channels)
 
 

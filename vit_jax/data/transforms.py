@@ -1,11 +1,12 @@
 """Host transforms, which a config names: `host='decode | random_resized_crop(32) | flip'`.
 
 Each public function here makes a transform `f(example, rng) -> example` that changes
-`example['image']`, uint8 [H, W, C] with C of 1, 3 or 4. What it makes can be pickled, as worker
-processes need. Sizes are pixels: one integer for a square, or (height, width). Resizing is bilinear
-unless it says otherwise, with antialiasing (a filter as wide as the reduction), by Pillow, as in
-torchvision and timm; the alpha of RGBA is premultiplied while it is resized, so that the colour of
-what is transparent does not leak out.
+`example['image']`, uint8 [H, W, C] with C of 1, 3 or 4. After `views(n)` there is
+`example['views']`, uint8 [V, H, W, C], in its place, and what follows changes each view by draws of
+its own. What it makes can be pickled, as worker processes need. Sizes are pixels: one integer for a
+square, or (height, width). Resizing is bilinear unless it says otherwise, with antialiasing (a
+filter as wide as the reduction), by Pillow, as in torchvision and timm; the alpha of RGBA is
+premultiplied while it is resized, so that the colour of what is transparent does not leak out.
 """
 
 import functools
@@ -16,9 +17,10 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.choices import check_choice
-from vit_jax.data.decode import MODES, decode_box, decode_image
+from vit_jax.data.decode import MODES, Box, decode_boxes, decode_image
 from vit_jax.data.randaugment import MAX_MAGNITUDE, augment_image
 from vit_jax.data.substitute import Example, Transform
+from vit_jax.data.views import apply, is_encoded, make_views, on_image, with_views
 
 Size = int | tuple[int, int]
 
@@ -41,6 +43,15 @@ def decode(channels: int = 3, orient: bool = False) -> Transform:
   return functools.partial(_decode, channels=channels, orient=orient)
 
 
+def views(n: int) -> Transform:
+  """Puts n views of the image in its place; whatever follows changes each by draws of its own.
+
+  `'decode | views(2) | random_resized_crop(32) | flip'` cuts two crops out of one decoded image, as
+  SimCLR has it (Sec. 2.1, arXiv:2002.05709).
+  """
+  return functools.partial(make_views, n=_positive('number of views', n))
+
+
 def random_resized_crop(
   size: Size,
   min_area: float = 0.05,
@@ -57,7 +68,7 @@ def random_resized_crop(
   is in range.
   """
   draw = _drawing((min_area, max_area), (min_aspect, max_aspect))
-  return _on_image(_random_resized_crop, size=_pair(size), draw=draw)
+  return on_image(_random_resized_crop, size=_pair(size), draw=draw)
 
 
 def decode_random_resized_crop(
@@ -67,16 +78,23 @@ def decode_random_resized_crop(
   min_aspect: float = 3 / 4,
   max_aspect: float = 4 / 3,
   channels: int = 3,
+  views: int | None = None,
 ) -> Transform:
   """`decode(channels) | random_resized_crop(...)` in one: the same part of each image.
 
-  Large JPEGs are decoded at reduced scale where the part allows it, so that pixels differ by
-  rounding and by the filter; see `decode.decode_box`. Arrays are cropped as they are.
+  With `views` it is `decode(channels) | views(views) | random_resized_crop(...)`: that many parts
+  of an image that is decoded once.
+
+  Large JPEGs are decoded at reduced scale where the smallest part allows it, so that pixels differ
+  by rounding and by the filter; see `decode.decode_boxes`. Arrays are cropped as they are.
   """
   if channels not in MODES:
     raise ValueError(f'decode makes no image of {channels} channels; choose from 1, 3, 4')
+  if views is not None:
+    _positive('number of views', views)
   draw = _drawing((min_area, max_area), (min_aspect, max_aspect))
-  return functools.partial(_decode_crop, size=_pair(size), draw=draw, channels=channels)
+  fields = dict(size=_pair(size), draw=draw, channels=channels, views=views)
+  return functools.partial(_decode_crop, **fields)
 
 
 def resize_small(size: int, interpolation: str = 'bilinear') -> Transform:
@@ -86,7 +104,7 @@ def resize_small(size: int, interpolation: str = 'bilinear') -> Transform:
     size: in pixels.
     interpolation: `bilinear`, `bicubic` or `lanczos`.
   """
-  return _on_image(_resize_small, size=_pair(size)[0], filter_=_filter(interpolation))
+  return on_image(_resize_small, size=_pair(size)[0], filter_=_filter(interpolation))
 
 
 def resize(h: int, w: int | None = None, interpolation: str = 'bilinear') -> Transform:
@@ -98,7 +116,7 @@ def resize(h: int, w: int | None = None, interpolation: str = 'bilinear') -> Tra
     interpolation: `bilinear`, `bicubic` or `lanczos`.
   """
   size = _pair((h, h if w is None else w))
-  return _on_image(_resize_to, size=size, filter_=_filter(interpolation))
+  return on_image(_resize_to, size=size, filter_=_filter(interpolation))
 
 
 def central_crop(h: int, w: int | None = None) -> Transform:
@@ -107,7 +125,7 @@ def central_crop(h: int, w: int | None = None) -> Transform:
   An odd margin leaves its extra pixel below and to the right. An image that is smaller than the
   crop is first enlarged until it covers it, with its aspect kept.
   """
-  return _on_image(_central_crop, size=_pair((h, h if w is None else w)))
+  return on_image(_central_crop, size=_pair((h, h if w is None else w)))
 
 
 def pad_crop(size: Size, padding: int) -> Transform:
@@ -117,14 +135,14 @@ def pad_crop(size: Size, padding: int) -> Transform:
   """
   if padding < 0:
     raise ValueError(f'padding {padding} is negative')
-  return _on_image(_pad_crop, size=_pair(size), padding=padding)
+  return on_image(_pad_crop, size=_pair(size), padding=padding)
 
 
 def flip(p: float = 0.5) -> Transform:
   """Mirrors left and right with probability p."""
   if not 0 <= p <= 1:
     raise ValueError(f'probability {p} is not in [0, 1]')
-  return _on_image(_flip, p=p)
+  return on_image(_flip, p=p)
 
 
 def randaugment(num_layers: int = 2, magnitude: float = 10) -> Transform:
@@ -136,47 +154,32 @@ def randaugment(num_layers: int = 2, magnitude: float = 10) -> Transform:
     num_layers: operations one after the other.
     magnitude: their strength, in [0, 30]; at 0 some operations still change the image.
   """
-  if not isinstance(num_layers, int) or num_layers < 1:
-    raise ValueError(f'num_layers {num_layers!r} is no positive integer')
+  _positive('num_layers', num_layers)
   if not 0 <= magnitude <= MAX_MAGNITUDE:
     raise ValueError(f'magnitude {magnitude} is not in [0, {MAX_MAGNITUDE}]')
-  return _on_image(augment_image, num_layers=num_layers, magnitude=magnitude)
-
-
-def _on_image(function: Callable[..., np.ndarray], **kwargs) -> Transform:
-  """A picklable transform that puts `function(image, rng, **kwargs)` in the place of the image."""
-  return functools.partial(_apply, function=functools.partial(function, **kwargs))
-
-
-def _apply(example: Example, rng: np.random.Generator, *, function) -> Example:
-  image = example['image']
-  if isinstance(image, (bytes, bytearray, memoryview)):
-    raise ValueError("image is still encoded; put 'decode' first in the host transforms")
-  image = np.asarray(image)
-  if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in MODES:
-    raise ValueError(
-      f'image is {image.dtype} {list(image.shape)}; '
-      'host transforms take uint8 [H, W, C] with C of 1, 3 or 4'
-    )
-  return {**example, 'image': function(image, rng)}
+  return on_image(augment_image, num_layers=num_layers, magnitude=magnitude)
 
 
 def _decode(example: Example, rng: np.random.Generator, *, channels: int, orient: bool) -> Example:
   del rng
-  image = example['image']
-  if not isinstance(image, (bytes, bytearray, memoryview)):
+  if 'views' in example or not is_encoded(example['image']):
     return example
-  return {**example, 'image': decode_image(bytes(image), channels, orient=orient)}
+  return {**example, 'image': decode_image(bytes(example['image']), channels, orient=orient)}
 
 
-def _decode_crop(example: Example, rng: np.random.Generator, *, size, draw, channels) -> Example:
-  image = example['image']
-  if not isinstance(image, (bytes, bytearray, memoryview)):
-    return _apply(
-      example, rng, function=functools.partial(_random_resized_crop, size=size, draw=draw)
-    )
-  draw = functools.partial(draw, rng=rng)
-  return {**example, 'image': decode_box(bytes(image), channels, draw, size)}
+def _decode_crop(
+  example: Example, rng: np.random.Generator, *, size, draw, channels, views
+) -> Example:
+  if 'views' in example or not is_encoded(example['image']):
+    example = example if views is None else make_views(example, rng, n=views)
+    crop = functools.partial(_random_resized_crop, size=size, draw=draw)
+    return apply(example, rng, function=crop)
+
+  def boxes(h: int, w: int) -> list[Box]:
+    return [draw(h, w, rng) for _ in range(views or 1)]
+
+  parts = decode_boxes(bytes(example['image']), channels, boxes, size)
+  return {**example, 'image': parts[0]} if views is None else with_views(example, parts)
 
 
 def _drawing(area: tuple[float, float], aspect: tuple[float, float]) -> Callable[..., tuple]:
@@ -188,7 +191,7 @@ def _drawing(area: tuple[float, float], aspect: tuple[float, float]) -> Callable
   return functools.partial(_draw_box, area=area, aspect=tuple(map(math.log, aspect)))
 
 
-def _draw_box(h, w, rng, *, area, aspect) -> tuple[int, int, int, int]:
+def _draw_box(h, w, rng, *, area, aspect) -> Box:
   """Draws (top, left, height, width) inside [h, w]; the aspects are logarithms."""
   for _ in range(10):
     target = rng.uniform(*area) * h * w
@@ -263,6 +266,12 @@ def _resize(
   pixels = np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image)
   resized = np.asarray(Image.fromarray(pixels).resize(size[::-1], filter_))
   return resized.reshape(*size, image.shape[2])
+
+
+def _positive(name: str, value: int) -> int:
+  if not isinstance(value, int) or value < 1:
+    raise ValueError(f'{name} {value!r} is no positive integer')
+  return value
 
 
 def _pair(size: Size) -> tuple[int, int]:

@@ -67,8 +67,8 @@ class SimCLR(nn.Module):
 
     Returns:
       The mean loss; `loss [B]`; `accuracy [B]`, the share of views that are nearer to their own
-      than to any other's; `alignment [B]`; and `feature_std`, `effective_rank` and `uniformity` of the
-      embeddings (see `diagnostics.spread`).
+      than to any other's; `alignment [B]`; and `feature_std`, `effective_rank` and `uniformity` of
+      the embeddings (see `diagnostics.spread`).
     """
     rng = self.make_rng('augment') if train and self.augment else None
     views = inputs.views(batch, self.augment if train else self.eval_augment, rng, self.views)

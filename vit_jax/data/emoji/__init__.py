@@ -24,7 +24,7 @@ from vit_jax.choices import check_choice
 FOLDER = pathlib.Path(__file__).parent
 STYLES = ('google', 'twitter', 'openmoji', 'noto-mono')
 SPLITS = ('train', 'validation', 'test')
-LABELS = ('category', 'subcategory')
+LABELS = ('category', 'subcategory', 'name')
 SIZE = 32  # pixels, the side of a drawing
 
 
@@ -136,7 +136,9 @@ class Emoji:
   Args:
     split: 'train', 'validation', 'test' or 'all', or several joined by '+'.
     styles: any of `STYLES`.
-    label: 'category' (8 classes) or 'subcategory' (95, or those of the half, in the same order).
+    label: 'category' (8 classes), 'subcategory' (95) or 'name' (1629, every emoji a class of its
+      own: the label by which two styles of one match). A half has its own classes, in the same
+      order. They are the same whatever the split and the styles.
     alpha: keep the alpha channel, so that what lies behind a drawing can be an augmentation.
     background: the RGB colour behind the drawing, 0 to 255, where alpha is False.
     splits_seed: draw the splits anew with this seed; None takes those of `emoji.csv`.
@@ -195,7 +197,7 @@ class Emoji:
 
   @property
   def num_classes(self) -> int:
-    """8 categories, or 95 subcategories, fewer in a half."""
+    """8 categories, 95 subcategories or 1629 names, fewer in a half."""
     return len(self.classes)
 
   def __len__(self) -> int:

@@ -1,0 +1,79 @@
+"""SimCLR on the packaged emoji: views of one drawing agree. Chen et al. 2020, arXiv:2002.05709."""
+
+import ml_collections
+
+ARGS = ('',)
+
+AUGMENT = (
+  'affine(scale=(0.65, 1.3), aspect=1.25, rotate=15, shear=0.1, shift=0.12, flip=0.5)'
+  '| color_distort(0.8, p=0.8, gray=0.3) | invert(0.1) | outline(0.3) | sketch(0.3) | stencil(0.1)'
+  '| blur(p=0.2, sigma=(0.3, 1.0)) | background(p=0.2)'
+)
+
+
+def get_config(arg=''):
+  del arg
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.total = dict(epochs=100)
+  config.batch_size = 256
+  emoji = dict(type='data.emoji.Emoji', label='category', alpha=True)
+  config.data = dict(
+    source=dict(**emoji, split='train', styles=('google', 'twitter')),
+    host='decode(channels=4)',
+    num_workers=0,
+    max_bad_share=0.0,
+  )
+  config.objective = dict(
+    type='objectives.simclr.SimCLR', temperature=0.1, augment=AUGMENT,
+    eval_augment='background(p=0)',
+    projection=dict(type='models.projection.Projection', layers=2, dim=64),
+    encoder=dict(
+      type='models.vit.ViT', patch_size=8, conv_stem=(32, 64), width=128, depth=6,
+      num_heads=4, mlp_dim=256, pooling='mean', positions='sincos2d', activation='gelu_tanh',
+    ),
+  )  # fmt: skip
+  config.optimizer = dict(
+    name='adamw', learning_rate=1e-3, weight_decay=0.05, clip=1.0,
+    schedule='cosine', warmup=dict(epochs=10),
+  )  # fmt: skip
+  config.mesh = dict(data=-1, fsdp=1, tensor=1)
+  trained = ('google', 'twitter')
+  styles = (*trained, 'openmoji', 'noto-mono')
+  train = dict(**emoji, split='train', styles=trained)
+  validation = dict(**emoji, split='validation', styles=trained)
+  host = 'decode(channels=4)'
+
+  def by_style(split, styles, label='category'):
+    emoji = dict(type='data.emoji.Emoji', label=label, alpha=True, split=split)
+    return {style: dict(**emoji, styles=(style,)) for style in styles}
+
+  def retrieval(split):
+    sources = by_style(split, ('google', 'openmoji', 'noto-mono'), label='name')
+    candidates = sources.pop('google')
+    return dict(
+      type='evaluators.retrieval.Retrieval', queries=sources, candidates=candidates, host=host
+    )
+
+  config.evals = dict(
+    knn=dict(
+      type='evaluators.knn.KNN', train=train, sources=by_style('validation', styles), host=host,
+      k=20, every=dict(epochs=25),
+    ),
+    retrieval=dict(**retrieval('validation'), every=dict(epochs=25)),
+    # Looked at once, at the end.
+    probe=dict(
+      type='evaluators.linear_probe.LinearProbe', train=train, validation=validation,
+      sources=by_style('test', styles), host=host,
+    ),
+    test_knn=dict(
+      type='evaluators.knn.KNN', train=train, sources=by_style('test', styles), host=host, k=20
+    ),
+    test_retrieval=retrieval('test'),
+    clusters=dict(
+      type='evaluators.clustering.Clustering', sources=by_style('test', styles), host=host
+    ),
+  )  # fmt: skip
+  config.log = dict(every=dict(steps=20))
+  config.checkpoint = dict(keep_last=1)
+  return config

@@ -1,0 +1,62 @@
+"""SimCLR on Fashion-MNIST, arXiv:1708.07747, judged by a linear probe. arXiv:2002.05709.
+
+apt-get install dataset-fashion-mnist
+python -m vit_jax.main --config configs/simclr_fashion_mnist.py --workdir /tmp/simclr_fashion_mnist
+Other places: --config.data.source.directory=FOLDER of the four files as published, and the same for
+the evaluators' sources; `:tfds` reads what TFDS has prepared. No label is seen in training.
+Hardware: meant for 2 CPU cores and an hour; not yet trained to its end, so no accuracy is claimed.
+"""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+ARGS = ('', 'tfds')
+
+
+def get_config(arg=''):
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.total = dict(epochs=40)
+  config.batch_size = 256
+
+  def images(idx, tfds):
+    if arg == 'tfds':
+      return dict(
+        type='data.tfds.Tfds', name='fashion_mnist', split=tfds, data_dir=placeholder(str)
+      )
+    return dict(type='data.idx.Idx', dataset='fashion_mnist', split=idx, directory=placeholder(str))
+
+  train = images('train[:55000]', 'train[:55000]')
+  host = 'decode(channels=1) | pad_crop(32, 2)'  # 28x28 in the middle of 32x32, halved evenly
+  config.data = dict(source=train, host=host, num_workers=0, max_bad_share=0.0)
+  config.objective = dict(
+    type='objectives.simclr.SimCLR', temperature=0.2, mean=0.286, std=0.353,
+    augment='random_resized_crop(min_area=0.25) | flip | color_jitter(0.6, 0.6, p=0.8)'
+    '| blur(p=0.3, sigma=(0.3, 1.0)) | erase(p=0.3, area=(0.02, 0.2))',
+    projection=dict(type='models.projection.Projection', layers=2, dim=64),
+    encoder=dict(
+      type='models.vit.ViT', patch_size=8, conv_stem=(32, 64), width=128, depth=6,
+      num_heads=4, mlp_dim=256, pooling='mean', positions='learned', activation='gelu_tanh',
+    ),
+  )  # fmt: skip
+  config.optimizer = dict(
+    name='adamw', learning_rate=1e-3, weight_decay=0.05, clip=1.0,
+    schedule='cosine', warmup=dict(epochs=2),
+  )  # fmt: skip
+  config.mesh = dict(data=-1, fsdp=1, tensor=1)
+  validation = images('train[55000:]', 'train[55000:]')
+  test = images('test', 'test')
+  config.evals = dict(
+    knn=dict(
+      type='evaluators.knn.KNN', train=train, source=validation, host=host, k=20,
+      every=dict(epochs=10),
+    ),
+    # Looked at once, at the end.
+    probe=dict(
+      type='evaluators.linear_probe.LinearProbe', train=train, validation=validation, source=test,
+      host=host,
+    ),
+  )  # fmt: skip
+  config.log = dict(every=dict(steps=50))
+  config.checkpoint = dict(every=dict(epochs=5), keep_last=1)
+  return config
