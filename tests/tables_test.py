@@ -79,3 +79,24 @@ def test_numbers_for_people():
   values = (1234567, 1234.6, 0.6125, 0.0, -0.5, 0.00003, float('nan'), float('inf'), None)
   shown = ['1,234,567', '1,235', '0.613', '0.000', '-0.500', '3e-05', 'nan', 'inf', '']
   assert [number(v) for v in values] == shown
+
+
+def test_baselines_stand_beside_what_they_are_of():
+  values = {
+    'knn/google/accuracy': 0.5,
+    'knn/google/accuracy_random': 0.3,
+    'knn/google/accuracy_pixels': 0.4,
+    'knn/l2': 0.01,
+    'knn/l2_random': 1.0,
+    'test/google/accuracy': 0.6,
+  }
+  assert final_table(values).splitlines() == [
+    '        test accuracy',
+    '---------------------',
+    'google          0.600',
+    '',
+    '                 knn trained  knn random  knn pixels',
+    '----------------------------------------------------',
+    'google accuracy        0.500       0.300       0.400',
+    'l2                     0.010       1.000',
+  ]

@@ -11,6 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+# What an evaluator of features has beside a metric: `accuracy_random` is a random encoder's.
+BASELINES = ('random', 'pixels')
+TRAINED = 'trained'  # the column of the model itself
+
 
 class Name(NamedTuple):
   """The parts of a metric's name; `source` and `label` (a class) may be empty."""
@@ -22,7 +26,11 @@ class Name(NamedTuple):
 
 
 class Grid(NamedTuple):
-  """Evals over the same sources: `values[source, (eval, metric)]`."""
+  """Evals over the same sources: `values[source, (eval, metric)]`.
+
+  Of an eval with baselines, such as `knn`, the rows are its metrics by source, 'google accuracy',
+  and the columns whose they are: `values['google accuracy', ('knn', 'pixels')]`.
+  """
 
   sources: list[str]
   columns: list[tuple[str, str]]
@@ -42,10 +50,13 @@ def grids(values: Mapping[str, float]) -> tuple[list[Grid], dict[str, float]]:
   """Groups final metrics into tables of sources by eval and metric; evals without sources remain.
 
   Training's own metrics and those of single classes are left out. Evals that share a source share
-  a table.
+  a table; one with baselines has its own.
   """
   names = {name: split(name) for name in values}
   names = {k: n for k, n in names.items() if not n.label and n.eval != 'train' and k != 'step'}
+  compared = [e for e in dict.fromkeys(n.eval for n in names.values()) if _baselines(names, e)]
+  against = [_against(names, values, name) for name in compared]
+  names = {k: n for k, n in names.items() if n.eval not in compared}
   sources: dict[str, list[str]] = {}
   for n in names.values():
     sources.setdefault(n.eval, []).append(n.source)
@@ -66,7 +77,27 @@ def grids(values: Mapping[str, float]) -> tuple[list[Grid], dict[str, float]]:
     columns.sort(key=lambda c: evals.index(c[0]))
     found.append(Grid(list(dict.fromkeys(s for s, _ in cells)), columns, cells))
   rest = {k: values[k] for k, n in names.items() if not set(sources[n.eval]) - {''}}
-  return found, rest
+  return found + against, rest
+
+
+def _baselines(names: Mapping[str, Name], eval_name: str) -> list[str]:
+  """Those of `BASELINES` that an eval has beside its own metrics."""
+  own = {(n.source, n.metric) for n in names.values() if n.eval == eval_name}
+  return [b for b in BASELINES if any((s, f'{m}_{b}') in own for s, m in own)]
+
+
+def _against(names: Mapping[str, Name], values: Mapping[str, float], eval_name: str) -> Grid:
+  """An eval's metrics by source, and beside each those of its baselines."""
+  baselines = _baselines(names, eval_name)
+  rows, cells = [], {}
+  for key, n in names.items():
+    if n.eval != eval_name:
+      continue
+    whose = next((b for b in baselines if n.metric.endswith(f'_{b}')), TRAINED)
+    row = f'{n.source} {n.metric.removesuffix(f"_{whose}")}'.strip()
+    rows.append(row)
+    cells[row, (eval_name, whose)] = values[key]
+  return Grid(list(dict.fromkeys(rows)), [(eval_name, w) for w in (TRAINED, *baselines)], cells)
 
 
 def final_table(values: Mapping[str, float]) -> str:

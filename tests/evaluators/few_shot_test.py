@@ -58,6 +58,11 @@ def arrays(split):
   return np.stack([e['image'] for e in examples]), np.stack([e['label'] for e in examples])
 
 
+def few(*args, **fields):
+  """Without baselines, which are the base class's."""
+  return FewShot(*args, baselines=(), **fields)
+
+
 def features_of(state, image):
   dense = state.params['Dense_0']
   x = image.reshape(len(image), -1).astype(np.float64) / 255
@@ -87,7 +92,7 @@ def expected(state, train, test, drawn, l2=2.0**10):
 
 @pytest.mark.parametrize('batch_size, devices', [(7, 1), (64, 1), (64, 8)])
 def test_equals_scikit_learn_at_any_batch_size(state, batch_size, devices):
-  evaluator = FewShot(
+  evaluator = few(
     Projected(),
     mesh_of(devices),
     train=Digits('train'),
@@ -107,7 +112,7 @@ def test_equals_scikit_learn_at_any_batch_size(state, batch_size, devices):
 def test_permuted_labels_fall_to_chance(state):
   image, label = arrays('train')
   permuted = Arrays(image, np.random.default_rng(0).permutation(label))
-  evaluator = FewShot(Projected(), mesh_of(8), train=permuted, source=Digits('test'), shots=(25,))
+  evaluator = few(Projected(), mesh_of(8), train=permuted, source=Digits('test'), shots=(25,))
   assert 0.04 < evaluator.run(state)['25shot'] < 0.17
 
 
@@ -133,7 +138,7 @@ def test_a_model_of_the_library_on_any_mesh():
       'sources': {'test': {'type': 'data.digits.Digits', 'split': 'test'}},
       'shots': (5,),
     }
-    evaluator = build(spec, objective=objective, mesh=mesh, writer=None)
+    evaluator = build(spec, objective=objective, mesh=mesh)
     results.append(evaluator.run(made))
   assert results[1] == pytest.approx(results[0], abs=0.004)  # one answer of 360 may be rounded over
   assert results[0]['test/5shot'] > 0.3
@@ -143,7 +148,7 @@ def test_several_sources_and_the_choice_of_l2(state):
   train, validation, test = arrays('train'), arrays('validation'), arrays('test')
   strengths = (1e-3, 1e2, 1e4, 1e8)
   sources = {'test': Digits('test'), 'half': Digits('test[:180]')}
-  evaluator = FewShot(
+  evaluator = few(
     Projected(),
     mesh_of(8),
     train=Digits('train'),
@@ -205,10 +210,10 @@ def test_classes_of_a_source_that_declares_none(state):
   test_image, test_label = arrays('test')
   seen = np.isin(test_label, (1, 5, 8))
   test = Arrays(test_image[seen], test_label[seen] * 10)
-  evaluator = FewShot(Projected(), mesh_of(8), train=train, source=test, shots=(5,))
+  evaluator = few(Projected(), mesh_of(8), train=train, source=test, shots=(5,))
   assert evaluator.run(state)['5shot'] > 0.8
   other = Arrays(test_image, test_label * 10)
-  evaluator = FewShot(Projected(), mesh_of(8), train=train, source=other, shots=(5,))
+  evaluator = few(Projected(), mesh_of(8), train=train, source=other, shots=(5,))
   with pytest.raises(ValueError, match=r'the source has label \d+, of which the training source'):
     evaluator.run(state)
 
@@ -220,7 +225,7 @@ def test_broken_examples_are_left_out(state):
   _, drawn = few_shot.draw(source, 5, 1, 0)
   assert not np.isin(drawn, broken).any()
   test = arrays('test')
-  evaluator = FewShot(
+  evaluator = few(
     Projected(), mesh_of(1), train=source, source=Arrays(*test, broken=(3,)), shots=(5,), draws=1
   )
   kept = np.arange(len(test[0])) != 3
@@ -232,7 +237,7 @@ def test_too_few_examples_name_the_class(state):
   class Few(Digits):
     classes = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 
-  evaluator = FewShot(Projected(), mesh_of(1), train=Few('train[:60]'), source=Digits('test'))
+  evaluator = few(Projected(), mesh_of(1), train=Few('train[:60]'), source=Digits('test'))
   with pytest.raises(ValueError, match=r"class '[a-z]+' has \d+ examples in .* few for 25 shots"):
     evaluator.run(state)
 
@@ -251,16 +256,14 @@ def test_too_few_examples_name_the_class(state):
 )
 def test_mistakes(fields, message):
   with pytest.raises(ValueError, match=message):
-    FewShot(Projected(), mesh_of(1), train=Digits(), source=Digits('test'), **fields)
+    few(Projected(), mesh_of(1), train=Digits(), source=Digits('test'), **fields)
 
 
 def test_what_features_and_labels_must_be(state):
   image, label = arrays('test')
   with pytest.raises(ValueError, match=r"needs features \[B, D\]; 'tokens' gives \[\d+, 1, 24\]"):
-    FewShot(Projected(), mesh_of(1), train=Digits(), source=Digits('test'), method='tokens').run(
-      state
-    )
+    few(Projected(), mesh_of(1), train=Digits(), source=Digits('test'), method='tokens').run(state)
   multi_hot = Arrays(image, np.eye(10, dtype=np.float32)[label])
   for train, test in ((multi_hot, Digits('test')), (Digits(), multi_hot)):
     with pytest.raises(ValueError, match='one label an image, not multi-hot'):
-      FewShot(Projected(), mesh_of(1), train=train, source=test).run(state)
+      few(Projected(), mesh_of(1), train=train, source=test).run(state)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vit_jax.arrays import Array, Batch
 from vit_jax.data.substitute import BadExample
 from vit_jax.evaluators import apply
+from vit_jax.evaluators.representation import BASELINES, Encode, Examples, Representation
 from vit_jax.evaluators.ridge import Ridge
 
 
-class FewShot:
+class FewShot(Representation):
   """Accuracy of a linear classifier in closed form, from `shots` examples of each class.
 
   The protocol of arXiv:2010.11929, Sec. 4.1, and arXiv:2106.04560, with the choices of the code
@@ -34,7 +33,6 @@ class FewShot:
     objective: nn.Module,
     mesh: Mesh,
     *,
-    writer: Any = None,
     train: Any,
     source: Any = None,
     sources: Mapping[str, Any] | None = None,
@@ -48,13 +46,14 @@ class FewShot:
     draws: int = 3,
     seed: int = 0,
     l2: float | Sequence[float] = 2.0**10,
+    baselines: Sequence[str] = BASELINES,
+    random_seed: int = 0,
   ):
     """Builds the sources.
 
     Args:
       objective: has the method `method`.
       mesh: the mesh.
-      writer: not used.
       train: the source or its spec that examples are drawn from.
       source: a source or its spec that is classified; or
       sources: several by name, which comes before their metrics: `google/5shot`.
@@ -69,38 +68,37 @@ class FewShot:
       seed: of the draws.
       l2: the weight of the squared parameters. Of several, for each number of shots that with the
         best accuracy on `validation`, averaged over the draws; the first of equally good ones.
+      baselines: any of 'random' and 'pixels'.
+      random_seed: of the random encoder.
 
     Raises:
       ValueError: the objective lacks the method (those it has are listed), a number is out of
-        range, or there are several `l2` without `validation` or the reverse.
+        range, an unknown baseline, or there are several `l2` without `validation` or the reverse.
     """
-    self.method = apply.method_of(objective, method, evaluator='few_shot')
+    super().__init__(
+      objective,
+      mesh,
+      host=host,
+      batch_size=batch_size,
+      num_workers=num_workers,
+      max_bad_share=max_bad_share,
+      method=method,
+      baselines=baselines,
+      random_seed=random_seed,
+    )
     self.train = apply.named_sources(train)['']
     self.sources = apply.named_sources(source, sources)
     self.validation = None if validation is None else apply.named_sources(validation)['']
     self.shots, self.draws, self.seed = tuple(shots), draws, seed
     self.l2 = (l2,) if isinstance(l2, int | float) else tuple(l2)
     _check_numbers(self.shots, draws, self.l2, validation is not None)
-    self.mesh = mesh
-    self.options = dict(
-      host=host, batch_size=batch_size, num_workers=num_workers, max_bad_share=max_bad_share
-    )
     self._drawn: tuple[np.ndarray, np.ndarray] | None = None
 
-    def features(variables: Any, batch: Batch) -> tuple[Array, Array, Array]:
-      made = objective.apply(variables, batch, method=self.method)
-      if made.ndim != 2:
-        raise ValueError(f'few_shot needs features [B, D]; {method!r} gives {list(made.shape)}')
-      return made.astype(jnp.float32), batch['label'], batch['_mask']
-
-    self._features = apply.jit(features, mesh)
-
-  def run(self, state: Any, *, final: bool = False) -> dict[str, float]:
+  def measure(self, encode: Encode) -> dict[str, float]:
     """Fits and measures.
 
     Args:
-      state: has `params` and `model_state`.
-      final: changes nothing.
+      encode: from a source to `Examples`.
 
     Returns:
       `5shot`, the accuracy in [0, 1] from 5 examples a class, and so on; after `<source>/` where
@@ -113,13 +111,12 @@ class FewShot:
     if self._drawn is None:
       self._drawn = draw(self.train, max(self.shots), self.draws, self.seed)
     classes, drawn = self._drawn  # [K], [draws, K, shots]
-    variables = apply.variables_of(state)
     union, places = np.unique(drawn, return_inverse=True)
     places = places.reshape(drawn.shape)
-    train = self._read(variables, apply.Chosen(self.train, union), 'train', classes)
+    train = _read(encode, apply.Chosen(self.train, union), 'train', classes)
     validation = None
     if self.validation is not None:
-      validation = self._read(variables, self.validation, 'validation', classes)
+      validation = _read(encode, self.validation, 'validation', classes)
     fits, results = {}, {}
     for shots in self.shots:
       made = [_fit(train, chosen[:, :shots], len(classes)) for chosen in places]
@@ -129,32 +126,11 @@ class FewShot:
         results[f'{shots}shot_l2'] = float(best)
       fits[shots] = made, best
     for name, source in self.sources.items():
-      test = self._read(variables, source, name, classes)
+      test = _read(encode, source, name, classes)
       for shots, (made, best) in fits.items():
         accuracy = np.mean([_score(fit, test, best) for fit in made])
         results[apply.prefix(name) + f'{shots}shot'] = float(accuracy)
     return results
-
-  def _read(self, variables: Any, source: Any, name: str, classes: np.ndarray) -> _Features:
-    """The features of all examples that decode; labels are places in `classes`."""
-    features, labels, seen = [], [], []
-    for batch in apply.batches(source, self.mesh, **self.options):
-      made, label, mask = self._features(variables, batch)
-      if label.ndim != 1:
-        raise ValueError('few_shot needs one label an image, not multi-hot labels')
-      mask = mask.astype(bool)
-      unknown = label[mask][~np.isin(label[mask], classes)]
-      if len(unknown):
-        where = f'source {name!r}' if name else 'the source'
-        raise ValueError(
-          f'{where} has label {unknown[0]}, of which the training source has no example'
-        )
-      features.append(made[mask])
-      labels.append(np.searchsorted(classes, label[mask]))
-      seen.append(mask)
-    # Batches are in the order of the source, and padded at its end only.
-    positions = np.flatnonzero(np.concatenate(seen))
-    return _Features(np.concatenate(features), np.concatenate(labels), positions)
 
 
 def draw(source: Any, shots: int, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -201,19 +177,23 @@ def draw(source: Any, shots: int, draws: int, seed: int) -> tuple[np.ndarray, np
   return classes, drawn
 
 
-class _Features(NamedTuple):
-  features: np.ndarray  # [N, D] float32
-  labels: np.ndarray  # [N]
-  positions: np.ndarray  # [N], in the source
+def _read(encode: Encode, source: Any, name: str, classes: np.ndarray) -> Examples:
+  """The examples of a source; their labels are places in `classes`."""
+  examples = encode(source)
+  unknown = examples.labels[~np.isin(examples.labels, classes)]
+  if len(unknown):
+    where = f'source {name!r}' if name else 'the source'
+    raise ValueError(f'{where} has label {unknown[0]}, of which the training source has no example')
+  return examples._replace(labels=np.searchsorted(classes, examples.labels))
 
 
-def _fit(train: _Features, positions: np.ndarray, num_classes: int) -> Ridge:
+def _fit(train: Examples, positions: np.ndarray, num_classes: int) -> Ridge:
   """The classifier from the examples at `positions`, those of them that decode."""
   rows = np.isin(train.positions, positions)
   return Ridge(train.features[rows], train.labels[rows], num_classes)
 
 
-def _score(fit: Ridge, test: _Features, l2: float) -> float:
+def _score(fit: Ridge, test: Examples, l2: float) -> float:
   return fit.accuracy(test.features, test.labels, l2)
 
 

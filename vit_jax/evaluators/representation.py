@@ -16,8 +16,8 @@ from vit_jax import sharding
 from vit_jax.arrays import Array, Batch
 from vit_jax.choices import check_choice
 from vit_jax.evaluators import apply
+from vit_jax.tables import BASELINES
 
-BASELINES = ('random', 'pixels')
 PIXELS_SIDE = 32  # larger images are first reduced to it: 3072 values are what a probe can bear
 
 
@@ -28,11 +28,13 @@ class Examples(NamedTuple):
     features: [N, D] float32.
     labels: [N] int.
     ids: [N] int64.
+    positions: [N] int64, in the source.
   """
 
   features: np.ndarray
   labels: np.ndarray
   ids: np.ndarray
+  positions: np.ndarray
 
 
 Encode = Callable[[Any], Examples]  # from a source
@@ -153,11 +155,14 @@ class Representation:
 
   def _encoder(self, features: Callable[[Batch], tuple[np.ndarray, ...]]) -> Encode:
     def encode(source: Any) -> Examples:
-      parts = []
+      parts, seen = [], 0
       for batch in apply.batches(source, self.mesh, **self.options):
         if 'label' not in batch or batch['label'].ndim != 1:
           raise ValueError(f'{self.evaluator} needs one label an image, not multi-hot labels')
         *arrays, mask = features(batch)
+        # Batches are in the order of the source, and padded at its end only.
+        arrays.append(seen + np.arange(len(mask)))
+        seen += len(mask)
         parts.append([array[mask.astype(bool)] for array in arrays])
       return Examples(*map(np.concatenate, zip(*parts, strict=True)))
 
