@@ -142,9 +142,10 @@ def _grid(made: Experiment) -> tuple[int, int] | None:
   """Patches that the positions are of, `(height, width)`: as stated, else those of an image."""
   stated = innermost(made.config.objective).get('grid')
   patch = getattr(getattr(made.objective, 'encoder', None), 'patch', None)
-  if stated or patch is None or 'image' not in made.batch_spec:
+  images = made.batch_spec.get('views', made.batch_spec.get('image'))
+  if stated or patch is None or images is None:
     return stated and tuple(stated)
-  height, width = made.batch_spec['image'].shape[1:3]
+  height, width = images.shape[-3:-1]
   return height // patch[0], width // patch[1]
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vit_jax.build import build
 from vit_jax.data import emoji
-from vit_jax.data.emoji import Emoji
+from vit_jax.data.emoji import Drawings, Emoji
 
 CATEGORIES = {
   'Smileys & Emotion',
@@ -450,3 +450,22 @@ def test_nearest_neighbour_in_pixels():
     distance = (train**2).sum(1) - 2 * test @ train.T  # [m, n], less a constant of each row
     accuracy = (labels[distance.argmin(1)] == truth).mean()
     assert low < accuracy < high, style
+
+
+def test_drawings_are_the_views_of_an_emoji():
+  fields = dict(split='validation', label='name', alpha=True)
+  styles = ('google', 'openmoji', 'twitter')
+  source, emoji = Drawings(styles=styles, **fields), Emoji(styles=styles, **fields)
+  assert len(source) * 3 == len(emoji)
+  assert source.classes == emoji.classes
+  for i in (0, len(source) - 1):
+    example = source[i]
+    assert set(example) == {'views', 'label', 'id'}
+    for k, view in enumerate(example['views']):
+      np.testing.assert_array_equal(view, emoji[i + k * len(source)]['image'])
+      assert emoji[i + k * len(source)]['label'] == example['label']
+    assert example['id'] == emoji[i]['id']
+  with pytest.raises(IndexError):
+    source[len(source)]
+  with pytest.raises(ValueError, match='are not two or more'):
+    Drawings(styles=('google',))

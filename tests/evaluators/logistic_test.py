@@ -175,3 +175,12 @@ def test_sgd_comes_to_the_minimum_in_batches_on_any_mesh():
   assert np.abs(one.weights - other.weights).max() > 1e-4
   best = logistic.fit(features, labels, 4, 0.1).loss
   assert best < one.loss < 1.01 * best and not one.converged
+
+
+def test_sgd_leaves_out_labels_below_0():
+  features, labels = problem(48, 5, 3)
+  some = np.arange(48) % 3 > 0
+  made = logistic.sgd(features, np.where(some, labels, -1), 3, epochs=20, mesh=mesh_of(8))
+  alone = logistic.sgd(features[some], labels[some], 3, epochs=20, mesh=mesh_of(8))
+  np.testing.assert_allclose(made.weights, alone.weights, atol=1e-6)
+  assert made.loss == pytest.approx(alone.loss, rel=1e-5)

@@ -82,7 +82,7 @@ SPECS = {
     batch=views,
     chance=math.log(2 * B - 1),
     random=dict(augment='flip | color_distort(0.5)', encoder=dict(ENCODER, dropout=0.2)),
-    outputs={'features': (B, D)},
+    outputs={'features': (B, D), 'embeddings': (B, 128)},
     fits={'accuracy': 1.0},
     start=dict(temperature=1e4),  # So high that all views are equally likely.
   ),

@@ -99,8 +99,9 @@ def sgd(
   """Lowers the objective as SimCLR trains its linear classifier: Appendix B.6, arXiv:2002.05709.
 
   Nesterov's momentum of 0.9, no weight decay (an `l2` of 0), a learning rate of 0.1 times
-  the batch size / 256 that a cosine without warm-up brings to 0. It differs in that features are
-  computed once: there are no random crops and flips.
+  the batch size / 256, 90 epochs; the cosine that brings it to 0 is that of the code released with
+  the paper. It differs in that weights start from zeros, and that features are computed once:
+  there are no random crops and flips.
 
   Args:
     features: as of `fit`.

@@ -85,5 +85,10 @@ class SimCLR(nn.Module):
     image = inputs.view(batch, self.eval_augment, None)
     return self.projection(self._encode(image, train=False), False, self.features_layer)
 
+  def embeddings(self, batch: Batch) -> Array:
+    """What the loss compares, `[B, dim]` of `image [B, H, W, C]`, as in evaluation."""
+    image = inputs.view(batch, self.eval_augment, None)
+    return self.projection(self._encode(image, train=False), False)
+
   def _encode(self, image: Array, *, train: bool) -> Array:
     return self.encoder(inputs.normalize(image, self.mean, self.std), train=train).pooled

@@ -16,6 +16,7 @@ import hashlib
 import itertools
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -231,6 +232,41 @@ class Emoji:
       raise IndexError(f'example {i} of {len(self)}')
     style, position = divmod(int(i), len(self.rows))
     return self.styles[style], int(self.rows[position])
+
+
+class Drawings:
+  """The packaged emoji, one example each, its drawings in several styles as views.
+
+  An example is that of `Emoji` in the first style, but for `views`, [S, 32, 32, C] uint8, one
+  drawing a style in the order of the styles, in the place of `image`.
+
+  Args:
+    styles: at least two of `STYLES`.
+    **fields: the others of `Emoji`.
+
+  Raises:
+    ValueError: a single style, or what `Emoji` refuses.
+  """
+
+  def __init__(self, styles: Sequence[str] = ('google', 'twitter'), **fields: Any):
+    if isinstance(styles, str) or len(styles) < 2:
+      raise ValueError(f'styles {styles!r} are not two or more; one drawing is no pair of views')
+    self.source = Emoji(styles=styles, **fields)
+    self.classes = self.source.classes
+    self.num_classes = self.source.num_classes
+
+  def __len__(self) -> int:
+    return len(self.source.rows)
+
+  def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+    if not 0 <= i < len(self):
+      raise IndexError(f'example {i} of {len(self)}')
+    drawn = [self.source[i + k * len(self)] for k in range(len(self.source.styles))]
+    images = [example.pop('image') for example in drawn]
+    return {**drawn[0], 'views': np.stack(images)}
+
+  def __repr__(self) -> str:
+    return f'Drawings of {self.source!r}'
 
 
 def composite(image: np.ndarray, background: Sequence[int]) -> np.ndarray:
