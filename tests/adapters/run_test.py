@@ -275,3 +275,21 @@ def test_run_json_has_the_names_of_up_to_1000_classes(count, kept):
 
   assert workdirs.classes_of(Source()) == [str(i) for i in range(kept)]
   assert workdirs.classes_of(object()) == []
+
+
+def test_of_a_method_without_logits_the_encoder_is_a_model_without_a_head(tmp_path):
+  objective = dict(
+    type='objectives.simclr.SimCLR', encoder=VIT, mean=0.4, std=0.3,
+    eval_augment='background(p=0)', augment='flip | background(p=0.5)',
+  )  # fmt: skip
+  host = 'decode(channels=4) | views(2) | random_resized_crop(32)'
+  config = make_config(objective, host=host)
+  state = train.train_and_evaluate(config, tmp_path / 'run')
+  model = load(tmp_path / 'run')
+  assert not model.has_head
+  assert model.preprocessing.size == (32, 32)
+  variables = jax.device_get({'params': state.params, **state.model_state})
+  features = build(config.objective).apply(variables, {'image': IMAGES}, method='features')
+  close(model.features(IMAGES), np.asarray(features))
+  unused = [name for name in model.report.unused if 'projection' in name]
+  assert 'params/projection/dense_1/kernel' in unused

@@ -78,7 +78,7 @@ SCALE = 1 / np.sqrt(1 + 1e-5)  # of statistics that never change, a mean of 0 an
 
 
 def test_equals_a_loop_in_numpy():
-  """With the paper's optimizer, of which batch size and learning rate are 40 and 0.05 * 40 / 256."""
+  """With the paper's optimizer, whose learning rate is 0.05 * 40 / 256 at this batch size."""
   objective = Linear()
   state = state_of(objective)
   fields = dict(shares=(), per_class=(4,), epochs=30, batch_size=40, optimizer=None, baselines=())

@@ -8,11 +8,19 @@ from typing import Any
 import numpy as np
 
 from vit_jax import compose
-from vit_jax.adapters.layout import Facts, Layout, Preprocessing, innermost, share_of, square_grid
+from vit_jax.adapters.layout import (
+  Facts,
+  Layout,
+  Preprocessing,
+  innermost,
+  share_of,
+  square_grid,
+  supervised,
+)
 from vit_jax.adapters.mapping import Rule, layers, same
 from vit_jax.adapters.ours import not_read, one_by_one, with_colours
 from vit_jax.adapters.tensors import Shape, Tensors
-from vit_jax.build import build
+from vit_jax.build import build, resolve
 from vit_jax.checkpoint import find_state, named, read_json
 
 # Host transforms without chance, and what their arguments are called.
@@ -36,6 +44,8 @@ def open_run(
 ) -> tuple[Tensors, Layout]:
   """The parameters and collections of a run's checkpoint; of a distillation, the student's.
 
+  Of a method that gives no logits, such as SimCLR, its encoder alone: a model without a head.
+
   Args:
     location: its folder.
     step: a number, 'last' or 'best'.
@@ -54,12 +64,19 @@ def open_run(
   objective, root = one_by_one(config['objective']), ''
   while 'student' in objective:
     objective, root = objective['student'], f'{root}student/'
+  parts = ''
+  if not hasattr(resolve(objective['type']), 'logits'):
+    objective, parts = _encoder_alone(objective), 'encoder'
   rules = []
   for name in tensors:
     ours = _variable(name, root, average)
-    rules.append(_unstacked(ours, name, tensors) if ours else not_read(name))
-  shape = (about.get('batch') or {}).get('image')  # [B, H, W, C]; older runs do not say it.
-  size = (shape[1], shape[2]) if shape else None
+    if not ours:
+      rules.append(not_read(name))
+    elif ours.split('/')[1].startswith(parts):  # What is left is reported as not used.
+      rules.append(_unstacked(ours, name, tensors))
+  batch = about.get('batch') or {}  # Older runs do not say it.
+  shape = batch.get('views', batch.get('image'))  # [B, H, W, C] or [B, V, H, W, C]
+  size = tuple(shape[-3:-1]) if shape else None
   encoder = innermost(objective)
   ends = 'encoder/pos_embedding'
   positions = next((n for n in tensors if _variable(n, root, average).endswith(ends)), None)
@@ -69,7 +86,7 @@ def open_run(
     encoder['grid'] = square_grid(tokens, str(workdir), Facts({'grid': facts.get('grid', known)}))
   if size is None and encoder.get('grid'):
     size = tuple(g * p for g, p in zip(encoder['grid'], build(encoder).patch, strict=True))
-  preprocessing = read_host(_evaluation(config), size, shape[3] if shape else None)
+  preprocessing = read_host(_evaluation(config), size, shape[-1] if shape else None)
   if preprocessing is None:
     raise ValueError(
       f'{workdir} does not say the size of its images; give the command that trained it again, '
@@ -138,6 +155,13 @@ def _variable(name: str, root: str, average: bool) -> str:
   else:
     return ''
   return f'{kind}/{rest.removeprefix(root)}' if rest.startswith(root) else ''
+
+
+def _encoder_alone(objective: Mapping[str, Any]) -> dict[str, Any]:
+  """A classifier without a head on an objective's encoder, which sees images as it did there."""
+  seen = ('encoder', 'mean', 'std', 'eval_augment')
+  fields = {name: objective[name] for name in seen if name in objective}
+  return {**supervised(fields['encoder'], None, 0.5, 0.5), **fields}
 
 
 def _unstacked(ours: str, theirs: str, tensors: Tensors) -> Rule:

@@ -37,9 +37,9 @@ class FineTuning:
   falls to 0 by a cosine, as in the code released with the paper.
 
   It differs in two things. The head starts from zeros. And what is trained is `features`, the
-  encoder as in evaluation: BatchNorm keeps the statistics it came with, nothing is dropped. Only parameters that it reads
-  are trained, on copies: the state stays as it is. Beside it, `_random` is the same training from
-  the parameters and statistics that the encoder's own training would start from.
+  encoder as in evaluation: BatchNorm keeps the statistics it came with, nothing is dropped. Only
+  parameters that it reads are trained, on copies: the state stays as it is. Beside it, `_random`
+  is the same training from what the encoder's own training would start from.
 
   Labels are drawn by `data.subset.Subset`. Classes are those that `train` declares or has; an
   example of another is counted as wrong. Patterns in `optimizer` are of the names
