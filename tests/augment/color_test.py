@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vit_jax import augment
-from vit_jax.augment.color import luma
+from vit_jax.augment.adjust import luma
 
 KEY = jax.random.key(0)
 
@@ -91,3 +91,89 @@ def test_color_distort_greys_as_often_as_asked():
 def test_a_negative_strength_is_refused():
   with pytest.raises(ValueError, match='negative'):
     augment.color_distort(-1.0)
+
+
+@pytest.mark.parametrize('threshold', [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_solarize_is_torchvisions(channels, threshold):
+  functional = pytest.importorskip('torchvision.transforms.v2.functional')
+  import torch
+
+  image = colors(channels)
+  image[0] = threshold  # the bound itself is inverted
+  expected = functional.solarize(torch.from_numpy(image).permute(2, 0, 1), threshold)
+  ours = augment.solarize(threshold, p=1.0)(KEY, jnp.asarray(image))
+  np.testing.assert_allclose(ours, expected.permute(1, 2, 0).numpy(), atol=1e-6)
+
+
+def test_grayscale_is_torchvisions():
+  functional = pytest.importorskip('torchvision.transforms.v2.functional')
+  import torch
+
+  image = colors(3)
+  expected = functional.rgb_to_grayscale(torch.from_numpy(image).permute(2, 0, 1), 3)
+  ours = augment.grayscale(p=1.0)(KEY, jnp.asarray(image))
+  # Its weight of red is 0.2989 where ITU-R BT.601 has 0.299.
+  np.testing.assert_allclose(ours, expected.permute(1, 2, 0).numpy(), atol=2e-4)
+
+
+def test_solarize_keeps_alpha():
+  image = colors(4)
+  out = np.asarray(augment.solarize(p=1.0)(KEY, jnp.asarray(image)))
+  np.testing.assert_array_equal(out[..., 3], image[..., 3])
+  assert out[..., :3].max() <= 0.5
+
+
+def test_color_distort_in_random_order_is_the_papers_jitter_then_grey():
+  """Figures of 1,000 images: 0.8 are jittered, 0.2 grey; the strengths are 0.8 and 0.2 of 0.5."""
+  image = np.zeros((2, 2, 3), np.float32)
+  image[..., 0] = 0.5  # of one colour: brightness and saturation, contrast too, move its value
+  image[0, 0] = (0.2, 0.6, 0.4)
+  run = jax.jit(augment.compose("color_distort(0.5, order='random')"))
+  out = np.asarray(run(KEY, jnp.stack([image] * 1000)))
+  is_gray = np.abs(out.max(-1) - out.min(-1)).max((1, 2)) < 1e-5
+  assert abs(is_gray.mean() - 0.2) < 0.06
+  untouched = (out == image).all((1, 2, 3))
+  assert abs(untouched.mean() - 0.2 * 0.8) < 0.06
+  plain = jax.jit(augment.compose('color_jitter(0.4, 0.4, 0.4, 0.1)'))
+  jittered = np.asarray(plain(KEY, jnp.stack([image] * 1000)))
+  moved = out[~is_gray & ~untouched]
+  levels = (0.05, 0.5, 0.95)
+  np.testing.assert_allclose(
+    np.quantile(moved[:, 0, 0], levels, axis=0), np.quantile(jittered[:, 0, 0], levels, axis=0),
+    atol=0.05,
+  )  # fmt: skip
+
+
+def test_color_distort_keeps_its_two_orders_apart():
+  image = jnp.asarray(colors(3))
+  fixed, drawn = (
+    augment.color_distort(0.5, p=1.0, gray=0.0, order=order)(KEY, image)
+    for order in ('fixed', 'random')
+  )
+  np.testing.assert_array_equal(augment.color_distort(0.5, p=1.0, gray=0.0)(KEY, image), fixed)
+  assert np.abs(np.asarray(fixed) - np.asarray(drawn)).max() > 0.01
+
+
+@pytest.mark.parametrize('name', ['grayscale(p=1)', 'solarize(0.9, p=1)', 'color_jitter(hue=0.5)'])
+def test_one_grey_stays_as_it_is(name):
+  image = jnp.full((1, 4, 4, 3), 0.3)
+  np.testing.assert_allclose(augment.compose(name)(KEY, image), image, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('call', 'message'),
+  [
+    (lambda: augment.color_jitter(contrast=-0.1), 'contrast=-0.1 is negative'),
+    (lambda: augment.color_jitter(hue=0.6), 'hue=0.6 is above 0.5'),
+    (lambda: augment.color_jitter(p=2), 'probability'),
+    (lambda: augment.solarize(1.5), r'threshold=1.5 is outside \[0, 1\]'),
+    (
+      lambda: augment.color_distort(order='shuffled'),
+      "unknown order 'shuffled'; choose from 'fixed', 'random'",
+    ),
+  ],
+)
+def test_mistakes_are_refused(call, message):
+  with pytest.raises(ValueError, match=message):
+    call()

@@ -1,9 +1,10 @@
-"""Edges: contours against a NumPy loop; outlines, sketches and stencils of simple shapes."""
+"""Edges: contours against a NumPy loop; the rest by simple shapes; Sobel against SciPy."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from vit_jax import augment
 from vit_jax.augment.edges import contours
@@ -85,3 +86,29 @@ def test_ink_is_black():
   for name in ('sketch', 'stencil'):
     out = np.asarray(getattr(augment, name)(p=1.0)(KEY, jnp.asarray(image)))
     assert out[..., :3].max() == 0
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_sobel_is_scipys(channels):
+  image = np.random.default_rng(0).random((7, 9, channels), np.float32) * 0.8
+  ours = augment.sobel(p=1.0)(KEY, jnp.asarray(image))
+  for c in range(channels):
+    x, y = (ndimage.sobel(image[..., c], axis=axis, mode='nearest') for axis in (0, 1))
+    expected = np.minimum(np.hypot(x, y) / 4, 1)
+    np.testing.assert_allclose(ours[..., c], expected, atol=1e-5)
+
+
+def test_sobel_of_one_colour_is_black_and_of_a_step_is_one():
+  flat = jnp.full((6, 6, 3), 0.4)
+  np.testing.assert_allclose(augment.sobel(p=1.0)(KEY, flat), 0, atol=1e-6)
+  step = jnp.zeros((6, 6, 1)).at[:, 3:].set(1.0)
+  out = np.asarray(augment.sobel(p=1.0)(KEY, step))[..., 0]
+  np.testing.assert_allclose(out, [[0, 0, 1, 1, 0, 0]] * 6, atol=1e-6)
+
+
+def test_sobel_of_rgba_is_that_of_the_drawing_on_white():
+  image = np.random.default_rng(0).random((8, 8, 4), np.float32)
+  out = np.asarray(augment.sobel(p=1.0)(KEY, jnp.asarray(image)))
+  white = augment.sobel(p=1.0)(KEY, jnp.asarray(on_white(image)))
+  np.testing.assert_allclose(out[..., :3], white, atol=1e-6)
+  assert (out[..., 3] == 1).all()

@@ -1,4 +1,4 @@
-"""Geometry: the warp against a NumPy loop and exact cases; erasing against its area."""
+"""Geometry: the warp against a NumPy loop and exact cases; what is covered, against its area."""
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +126,56 @@ def test_erase_makes_rgba_transparent_and_writes_a_given_fill():
   assert set(np.unique(out)) == {0.0, 1.0}
 
 
+@pytest.mark.parametrize('channels', [1, 3, 4])
+def test_rotate90_is_one_of_three_quarter_turns_evenly(channels):
+  image = noise(channels)
+  run = jax.jit(augment.compose('rotate90(p=1)'))
+  out = np.asarray(run(KEY, jnp.stack([image] * 900)))
+  turned = np.stack([np.rot90(image, k) for k in (1, 2, 3)])
+  same = (out[:, None] == turned).all((2, 3, 4))
+  assert (same.sum(1) == 1).all()
+  np.testing.assert_allclose(same.mean(0), 1 / 3, atol=0.07)
+
+
+def test_three_quarters_of_rotate90_make_all_directions_as_likely():
+  image = noise(3)
+  run = jax.jit(augment.compose('rotate90(p=0.75)'))
+  out = np.asarray(run(KEY, jnp.stack([image] * 900)))
+  assert abs((out == image).all((1, 2, 3)).mean() - 0.25) < 0.06
+
+
+def test_rotate90_refuses_what_is_not_square():
+  with pytest.raises(ValueError, match='square images, not 8 x 6'):
+    augment.rotate90()(KEY, jnp.asarray(noise(3, 8, 6)))
+
+
+@pytest.mark.parametrize(('height', 'width', 'side'), [(8, 8, 4), (6, 9, 3)])
+def test_cutout_is_a_square_about_any_pixel(height, width, side):
+  image = jnp.ones((height, width, 3))
+  run = jax.jit(augment.compose('cutout(0.5, p=1, fill=0.0)'))
+  out = np.asarray(run(KEY, jnp.stack([image] * 1000)))
+  before, found = side // 2, set()
+  expected = {}
+  for i in range(height):
+    for j in range(width):
+      mask = np.ones((height, width, 3), np.float32)
+      top, left = max(0, i - before), max(0, j - before)
+      mask[top : i - before + side, left : j - before + side] = 0
+      expected[mask.tobytes()] = (i, j)
+  for one in out:
+    found.add(expected[one.tobytes()])
+  assert found == {(i, j) for i in range(height) for j in range(width)}
+
+
+def test_cutout_is_grey_makes_rgba_transparent_and_keeps_its_probability():
+  out = np.asarray(augment.cutout(1.0, p=1.0)(KEY, jnp.ones((8, 8, 1))))
+  assert set(np.unique(out)) == {0.5, 1.0}
+  out = np.asarray(augment.cutout(p=1.0)(KEY, jnp.ones((8, 8, 4))))
+  assert set(np.unique(out[..., 3])) == {0.0, 1.0} and (out[..., :3] == 1).all()
+  out = jax.jit(augment.compose('cutout(p=0.3)'))(KEY, jnp.ones((500, 4, 4, 3)))
+  assert abs((np.asarray(out) != 1).any((1, 2, 3)).mean() - 0.3) < 0.08
+
+
 @pytest.mark.parametrize(
   'call, message',
   [
@@ -135,6 +185,8 @@ def test_erase_makes_rgba_transparent_and_writes_a_given_fill():
     (lambda: augment.affine(aspect=0.5), 'aspect'),
     (lambda: augment.affine(flip=2.0), 'flip'),
     (lambda: augment.erase(area=(0.5, 0.1)), 'area'),
+    (lambda: augment.cutout(0.0), r'size=0.0 is not in \(0, 1\]'),
+    (lambda: augment.cutout(1.5), 'size'),
     (lambda: augment.flip(p=-0.1), 'probability'),
   ],
 )

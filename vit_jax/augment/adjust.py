@@ -52,13 +52,20 @@ def jitter(
   """
   planes = jnp.moveaxis(color, -1, 0)
   share = 1 / planes[0].size if weight is None else weight[..., 0] / jnp.maximum(weight.sum(), 1e-6)
-  for after in (False, True):
-    for i in range(3):
-      factor = jnp.where((i >= hue_at) == after, factors[order[i]], 1.0)
-      planes = _mix(planes, order[i], factor, share)
-    if not after and len(planes) == 3:
-      planes = _turn_hue(planes, turn)
-  return jnp.moveaxis(planes, 0, -1)
+
+  def before(i: Array, planes: Array) -> Array:
+    factor = jnp.where(i < hue_at, factors[order[i]], 1.0)
+    return _mix(planes, order[i], factor, share)
+
+  def after(i: Array, planes: Array) -> Array:
+    factor = jnp.where(i < hue_at, 1.0, factors[order[i]])
+    return _mix(planes, order[i], factor, share)
+
+  # Loops, since XLA would compute a mean's whole past again for each of its uses.
+  planes = jax.lax.fori_loop(0, 3, before, planes)
+  if len(planes) == 3:
+    planes = _turn_hue(planes, turn)
+  return jnp.moveaxis(jax.lax.fori_loop(0, 3, after, planes), 0, -1)
 
 
 def _mix(planes: Array, operation: Array, factor: Array, share: Array | float) -> Array:

@@ -27,8 +27,8 @@ class Examples(NamedTuple):
   Attributes:
     features: [N, D] float32.
     labels: [N] int.
-    ids: [N] int64.
-    positions: [N] int64, in the source.
+    ids: [N] int; as the devices have them, 32 bits.
+    positions: [N] int, in the source.
   """
 
   features: np.ndarray
@@ -47,8 +47,8 @@ class Representation:
   encoder with the parameters and statistics that training would start from, and `accuracy_pixels`
   of the images themselves. The two baselines do not change in training: they are measured once.
 
-  Pixels are what the host transforms make of an image, RGB in [0, 1], transparency on white, and
-  where they are larger than 32 x 32 reduced to that (bilinear, antialiased).
+  Pixels are what the host transforms make of an image, in [0, 1], transparency on white, and where
+  they are larger than 32 x 32 reduced to that (bilinear, antialiased).
   """
 
   def __init__(
@@ -107,6 +107,7 @@ class Representation:
     results = self.measure(self._encoder(functools.partial(self._features, variables)))
     if self._kept is None:
       self._kept = {name: self._baseline(name) for name in self.baselines}
+      self._random = None  # Its memory is free again.
     beside = {}
     for metric, value in results.items():
       beside[metric] = value
@@ -170,9 +171,9 @@ class Representation:
 
 
 def pixels(batch: Batch) -> Array:
-  """The images of `image [B, H, W, C]`, uint8, as features [B, H' * W' * 3], float32 in [0, 1].
+  """The images of `image [B, H, W, C]`, uint8, as features [B, H' * W' * C'], float32 in [0, 1].
 
-  RGBA lies on white; H' and W' are at most 32.
+  RGBA lies on white, C' is then 3; H' and W' are at most 32.
   """
   image = batch['image'].astype(jnp.float32) / 255
   if image.shape[-1] == 4:
