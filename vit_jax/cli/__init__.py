@@ -13,6 +13,7 @@ COMMANDS = {
   'predict': 'say what is in images',
   'convert': 'write a run or a checkpoint as a file of ours, of timm, of transformers, ...',
   'report': "write a run's report.html anew",
+  'augment': 'draw training images before and after augmentation',
   'prepare': 'write a source as ArrayRecord files, which are fast to read at random',
 }
 
