@@ -56,6 +56,7 @@ setup(
       'torch==2.13.0',
       'timm==1.0.31',
       'transformers==5.23.0',
+      'lightly==1.6.0',
     ],
     'fast': FAST,
     'tpu': ['jax[tpu]>=0.10'],
