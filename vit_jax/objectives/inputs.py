@@ -25,7 +25,7 @@ def view(batch: Batch, augment: str, rng: Array | None) -> Array:
   change = augment_lib.compose(augment)
   if rng is not None:
     return change(rng, image)
-  return change(jax.random.key(0), image, _ids(batch, len(image)))
+  return change(jax.random.key(0), image, _ids(batch, image.shape[0]))
 
 
 def views(batch: Batch, augment: str | Sequence[str], rng: Array | None, count: int) -> Array:
@@ -49,8 +49,8 @@ def views(batch: Batch, augment: str | Sequence[str], rng: Array | None, count: 
     count = made.shape[1]
   else:
     image = _scale(batch['image'])
-    made = jnp.broadcast_to(image[:, None], (len(image), count, *image.shape[1:]))
-  ids = None if rng is not None else _ids(batch, len(made))
+    made = jnp.broadcast_to(image[:, None], (image.shape[0], count, *image.shape[1:]))
+  ids = None if rng is not None else _ids(batch, made.shape[0])
   keys = jax.random.split(jax.random.key(0) if rng is None else rng, count)
   if isinstance(augment, str):
     return jax.vmap(augment_lib.compose(augment), (0, 1, None), 1)(keys, made, ids)
