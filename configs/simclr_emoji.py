@@ -1,7 +1,15 @@
 """SimCLR on the packaged emoji: views of one drawing agree. Chen et al. 2020, arXiv:2002.05709.
 
 python -m vit_jax.main --config configs/simclr_emoji.py --workdir /tmp/simclr_emoji
-No label is seen in training. Hardware: meant for 2 CPU cores and 10 minutes.
+No label is seen in training. Hardware: 2 CPU cores, 19 minutes with other work beside it.
+Measured (seed 0, test split; in brackets a random encoder and raw pixels; recall@1 is of the same
+emoji in Google's style, by the embeddings). Temperature, learning rate, batch and augmentation were
+chosen by short runs on validation; the probe of an earlier recipe on test had been seen by then.
+
+           google               twitter              openmoji             noto-mono
+probe      0.597 (0.486, 0.502) 0.562 (0.441, 0.495) 0.349 (0.175, 0.257) 0.317 (0.213, 0.194)
+20-NN      0.575 (0.435, 0.483) 0.568 (0.429, 0.444) 0.502 (0.241, 0.203) 0.448 (0.254, 0.251)
+recall@1                                             0.346 (0.016, 0.121) 0.644 (0.029, 0.190)
 """
 
 import ml_collections
