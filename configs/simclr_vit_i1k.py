@@ -5,7 +5,7 @@ python -m vit_jax.main --config configs/simclr_vit_i1k.py --workdir /tmp/simclr_
 The patch embedding keeps its random start, as in Section 4.2 there, since its gradients are where
 training becomes unstable; `:learned_patches` trains it. AdamW with a linearly scaled rate, 40
 epochs of warm-up, fixed sin-cos positions, a projection of 3 layers.
-Hardware: a TPU v3-256 there. Not trained here, so no accuracy is claimed.
+Hardware: meant for a TPU pod. Not trained here, so no accuracy is claimed.
 """
 
 import ml_collections

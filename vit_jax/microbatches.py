@@ -1,6 +1,5 @@
 """Gradient accumulation: the step of a large batch in the memory of a small one."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -76,7 +75,7 @@ def check(count: int, objective: nn.Module, variables: Any, batch_size: int, mes
       f'accumulate is {count}, but {name} normalises by the statistics of a batch, and would take'
       ' those of a micro-batch; set it to 1, or choose a model without BatchNorm'
     )
-  shards = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
+  shards = sharding.batch_shards(mesh)
   rows = batch_size // shards
   if rows % count:
     choices = ', '.join(str(n) for n in range(1, rows + 1) if rows % n == 0)

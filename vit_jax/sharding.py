@@ -6,7 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ('data', 'fsdp', 'tensor')
@@ -57,6 +57,11 @@ def make_mesh(shape: Mapping[str, int], devices: list[jax.Device] | None = None)
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """The sharding of a batch: its leading axis over every device that holds different examples."""
   return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
+  """Devices that hold different examples of a batch; 1 of an empty mesh."""
+  return math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

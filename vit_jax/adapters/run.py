@@ -64,15 +64,15 @@ def open_run(
   objective, root = one_by_one(config['objective']), ''
   while 'student' in objective:
     objective, root = objective['student'], f'{root}student/'
-  parts = ''
-  if not hasattr(resolve(objective['type']), 'logits'):
-    objective, parts = _encoder_alone(objective), 'encoder'
+  has_head = hasattr(resolve(objective['type']), 'logits')
+  if not has_head:
+    objective = _encoder_alone(objective)
   rules = []
   for name in tensors:
     ours = _variable(name, root, average)
     if not ours:
       rules.append(not_read(name))
-    elif ours.split('/')[1].startswith(parts):  # What is left is reported as not used.
+    elif has_head or ours.split('/')[1] == 'encoder':  # The rest is reported as not used.
       rules.append(_unstacked(ours, name, tensors))
   batch = about.get('batch') or {}  # Older runs do not say it.
   shape = batch.get('views', batch.get('image'))  # [B, H, W, C] or [B, V, H, W, C]

@@ -62,15 +62,25 @@ def join_alpha(color: Array, alpha: Array | None) -> Array:
   return color if alpha is None else jnp.concatenate([color, alpha], -1)
 
 
-def through_alpha(change: Callable[[Array], Array], image: Array) -> Array:
-  """Applies a linear filter; the colours of RGBA count by alpha: what is invisible does not bleed.
+def filter_axes(image: Array, rows: Array, columns: Array) -> Array:
+  """Weighted sums of pixels, one matrix an axis; the colours of RGBA are weighted by alpha too.
+
+  So what is invisible does not bleed.
 
   Args:
-    change: [H, W, C] to [H', W', C], weighted sums of pixels, the same for every channel.
     image: [H, W, C], C is 1, 3 or 4.
+    rows: [H', H].
+    columns: [W', W].
+
+  Returns:
+    [H', W', C].
   """
   color, alpha = split_alpha(image)
+  if alpha is not None:
+    image = join_alpha(color * alpha, alpha)
+  image = jnp.einsum('ij,jwc->iwc', rows, image)
+  image = jnp.einsum('kw,iwc->ikc', columns, image)
   if alpha is None:
-    return change(image)
-  color, alpha = split_alpha(change(join_alpha(color * alpha, alpha)))
+    return image
+  color, alpha = split_alpha(image)
   return join_alpha(color / jnp.maximum(alpha, 1e-6), alpha)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.arrays import Array
-from vit_jax.augment.chance import Augment, check_range, sometimes, through_alpha
+from vit_jax.augment.chance import Augment, check_range, filter_axes, sometimes
 
 TRIES = 10  # draws of a box before the central one is taken
 
@@ -94,12 +94,7 @@ def crop_resize(image: Array, box: Array, size: tuple[int, int]) -> Array:
   """
   rows = _weights(box[0], box[2], image.shape[0], size[0])
   columns = _weights(box[1], box[3], image.shape[1], size[1])
-
-  def resize(image: Array) -> Array:
-    image = jnp.einsum('ij,jwc->iwc', rows, image)
-    return jnp.einsum('kw,iwc->ikc', columns, image)
-
-  return through_alpha(resize, image)
+  return filter_axes(image, rows, columns)
 
 
 def _weights(start: Array, length: Array, inputs: int, outputs: int) -> Array:

@@ -9,10 +9,10 @@ from vit_jax.arrays import Array
 from vit_jax.augment.chance import (
   Augment,
   check_range,
+  filter_axes,
   join_alpha,
   sometimes,
   split_alpha,
-  through_alpha,
 )
 
 
@@ -42,12 +42,7 @@ def blur(
     width = jax.random.uniform(rng, minval=low, maxval=high)
     radius = None if kernel is None else max(1, int(kernel * min(image.shape[:2])) // 2)
     rows, columns = (_kernel(n, width, radius) for n in image.shape[:2])
-
-    def filter_(image: Array) -> Array:
-      image = jnp.einsum('ij,jwc->iwc', rows, image)
-      return jnp.einsum('kw,iwc->ikc', columns, image)
-
-    return through_alpha(filter_, image)
+    return filter_axes(image, rows, columns)
 
   return sometimes(p, change)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -115,7 +114,7 @@ def batches(
   """
   from vit_jax.data import pipeline
 
-  shards = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
+  shards = sharding.batch_shards(mesh)
   with pipeline.eval_batches(
     source,
     host=host,

@@ -106,7 +106,8 @@ class FineTuning:
     self.random_seed = random_seed
     self.optimizer = optimizer or {
       'name': 'sgd',
-      'learning_rate': 0.05 * batch_size / 256,
+      'learning_rate': 0.05,
+      'scaling': 'linear',
       'options': {'momentum': 0.9, 'nesterov': True},
     }
     self.workers = dict(num_workers=num_workers, max_bad_share=max_bad_share)
@@ -211,6 +212,7 @@ class FineTuning:
       total_steps=total,
       steps=steps,
       stacked=stacked_names(variables),
+      batch_size=self.batch_size,
     ).tx
 
 

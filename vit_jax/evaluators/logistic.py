@@ -8,7 +8,6 @@ nats, plus l2 / 2 times the sum of the squares of W; the bias b is free. scikit-
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -186,7 +185,7 @@ def place(features: Any, labels: Any, mesh: Mesh) -> tuple[Array, Array]:
   """
   if isinstance(features, jax.Array):
     return features, labels
-  shards = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
+  shards = sharding.batch_shards(mesh)
   missing = -len(labels) % shards
   features = np.pad(np.asarray(features, np.float32), ((0, missing), (0, 0)))
   labels = np.pad(np.asarray(labels, np.int32), (0, missing), constant_values=-1)

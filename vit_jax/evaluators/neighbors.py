@@ -7,7 +7,6 @@ its own candidates, a sub-block at a time, and keeps the best k; then the device
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 
 import jax
@@ -59,7 +58,7 @@ def nearest(
   left = len(candidates) - int(np.bincount(codes[codes >= 0], minlength=len(codes)).max(initial=0))
   if not 1 <= k <= left:
     raise ValueError(f'k is {k}; choose from 1 to {left}, the candidates that a query can find')
-  block = min(candidate_block, -(-len(candidates) // devices(mesh)))
+  block = min(candidate_block, -(-len(candidates) // sharding.batch_shards(mesh)))
   placed = place(candidates, block, mesh), place(codes, block, mesh)
   size = min(query_block, len(queries))
   scores, positions = [], []
@@ -100,11 +99,6 @@ def codes_of(ids: Ids | None, queries: int, candidates: int) -> tuple[np.ndarray
   return query_codes, codes
 
 
-def devices(mesh: Mesh) -> int:
-  """Devices that hold different candidates."""
-  return math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
-
-
 def fill(array: np.ndarray, rows: int) -> np.ndarray:
   """`array` [n, ...] with zeros behind it, [rows, ...]."""
   return np.pad(array, ((0, rows - len(array)), *((0, 0),) * (array.ndim - 1)))
@@ -112,7 +106,7 @@ def fill(array: np.ndarray, rows: int) -> np.ndarray:
 
 def place(array: np.ndarray, block: int, mesh: Mesh) -> Array:
   """`array` [N, ...] filled up so that every device holds as many whole blocks, and split."""
-  multiple = block * devices(mesh)
+  multiple = block * sharding.batch_shards(mesh)
   rows = -(-len(array) // multiple) * multiple
 
   def part(index: tuple[slice, ...]) -> np.ndarray:

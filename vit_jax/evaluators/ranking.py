@@ -55,7 +55,7 @@ def average_precision(
     of_queries, of_candidates = neighbors.codes_of(pair, len(queries), count)
     few.append(of_queries)
     table.append(neighbors.place(of_candidates, 1, mesh))
-  devices = neighbors.devices(mesh)
+  devices = sharding.batch_shards(mesh)
   size = devices * max(1, min(block // count, -(-len(queries) // devices)))
   rank = _rank(mesh)
   values = []

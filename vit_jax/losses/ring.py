@@ -21,11 +21,7 @@ Update = Callable[[Any, Any], Any]
 
 def devices() -> int:
   """Devices that hold different rows of the batch; 1 where no mesh is set."""
-  mesh = jax.sharding.get_abstract_mesh()
-  size = 1
-  for axis in sharding.BATCH_AXES if not mesh.empty else ():
-    size *= mesh.shape[axis]
-  return size
+  return sharding.batch_shards(jax.sharding.get_abstract_mesh())
 
 
 def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:

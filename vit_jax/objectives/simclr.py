@@ -82,13 +82,15 @@ class SimCLR(nn.Module):
 
   def features(self, batch: Batch) -> Array:
     """Features `[B, D]` of `image [B, H, W, C]`, as in evaluation; see `features_layer`."""
-    image = inputs.view(batch, self.eval_augment, None)
-    return self.projection(self._encode(image, train=False), False, self.features_layer)
+    return self._project(batch, self.features_layer)
 
   def embeddings(self, batch: Batch) -> Array:
     """What the loss compares, `[B, dim]` of `image [B, H, W, C]`, as in evaluation."""
+    return self._project(batch, None)
+
+  def _project(self, batch: Batch, layer: int | None) -> Array:
     image = inputs.view(batch, self.eval_augment, None)
-    return self.projection(self._encode(image, train=False), False)
+    return self.projection(self._encode(image, train=False), False, layer)
 
   def _encode(self, image: Array, *, train: bool) -> Array:
     return self.encoder(inputs.normalize(image, self.mean, self.std), train=train).pooled
