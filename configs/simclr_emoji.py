@@ -1,8 +1,8 @@
 """SimCLR on the packaged emoji: views of one drawing agree. Chen et al. 2020, arXiv:2002.05709.
 
 python -m vit_jax.main --config configs/simclr_emoji.py --workdir /tmp/simclr_emoji
-No label is seen in training. Hardware: 2 CPU cores with other work beside it, 19 minutes to the last
-step and 32 to the report; not timed alone.
+No label is seen in training. Hardware: 2 CPU cores with other work beside it, 19 minutes to the
+last step and 32 to the report; not timed alone.
 Measured (seed 0, test split; in brackets a random encoder and raw pixels; recall@1 is of the same
 emoji in Google's style, by the embeddings). Temperature, learning rate, batch and augmentation were
 chosen by short runs on validation; the probe of an earlier recipe on test had been seen by then.
