@@ -137,6 +137,7 @@ def test_shapes_of_the_stages(side, fields, shapes):
     (dict(blocks=()), 'blocks must be at least 1'),
     (dict(blocks=(1, 0)), 'blocks must be at least 1 in each stage, got \\(1, 0\\)'),
     (dict(variant='18', width=0), 'width must be at least 1, got 0'),
+    (dict(variant='18', convolution='fft'), "unknown convolution 'fft'; choose from 'auto', 'xla'"),
     (dict(variant='18', dtype='int8'), "unknown dtype 'int8'; choose from 'float32'"),
   ],
 )
@@ -320,6 +321,26 @@ def test_bfloat16_computes_in_it_and_keeps_float32():
   assert {leaf.dtype for leaf in jax.tree.leaves(updated)} == {jnp.dtype(jnp.float32)}
   full, _ = apply(ResNet(**SMALL), variables, train=True)
   np.testing.assert_allclose(out.pooled.astype(np.float32), full.pooled, atol=0.1)
+
+
+@pytest.mark.parametrize('bottleneck', [False, True])
+def test_both_implementations_of_the_convolution_train_alike(bottleneck):
+  results = []
+  for convolution in ('auto', 'xla'):
+    model = ResNet(**SMALL, bottleneck=bottleneck, convolution=convolution)
+    variables = random_variables(model)
+
+    @jax.jit
+    def gradient(params, stats, model=model):
+      def loss(params):
+        variables = {'params': params, 'batch_stats': stats}
+        out, _ = model.apply(variables, IMAGE, train=True, mutable=['batch_stats'])
+        return (out.pooled**2).sum()
+
+      return jax.value_and_grad(loss)(params)
+
+    results.append(gradient(variables['params'], variables['batch_stats']))
+  jax.tree.map(assert_close, *results)
 
 
 # -- Inside the rest.

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from vit_jax.arrays import Array
 from vit_jax.choices import check_choice
+from vit_jax.models.convolution import IMPLEMENTATIONS, Convolution
 from vit_jax.models.features import Features
 from vit_jax.models.vit import DTYPES
 
@@ -37,19 +38,18 @@ VARIANTS = {
 }
 
 
-def conv(name: str, features: int, size: int, stride: int, dtype: Any) -> nn.Conv:
+def conv(
+  name: str, features: int, size: int, stride: int, implementation: str, dtype: Any
+) -> Convolution:
   """A convolution without bias, `[B, H, W, C]` to `[B, ceil(H / stride), ..., features]`."""
-  return nn.Conv(
+  return Convolution(
     features,
-    (size, size),
-    strides=stride,
-    padding=size // 2,
-    use_bias=False,
-    dtype=dtype,
+    size,
+    stride,
+    implementation,
+    dtype,
     # By the fan out, so that gradients keep their size: Section 2.2, arXiv:1502.01852.
-    kernel_init=logical(
-      init.variance_scaling(2.0, 'fan_out', 'normal'), (None, None, None, 'embed')
-    ),
+    kernel_init=init.variance_scaling(2.0, 'fan_out', 'normal'),
     name=name,
   )
 
@@ -78,12 +78,14 @@ class Block(nn.Module):
     stride: of both axes, on the first 3x3 convolution.
     bottleneck: 1x1, 3x3 and 1x1 convolutions, the last with four times the features, instead of
       two of 3x3. Figure 5, arXiv:1512.03385.
+    convolution: the implementation, see `Convolution`.
     dtype: of the computation.
   """
 
   features: int
   stride: int = 1
   bottleneck: bool = False
+  convolution: str = 'auto'
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -97,12 +99,12 @@ class Block(nn.Module):
     y = x
     for i, shape in enumerate(convs, 1):
       last = i == len(convs)
-      y = conv(f'conv_{i}', *shape, dtype)(y)
+      y = conv(f'conv_{i}', *shape, self.convolution, dtype)(y)
       y = batch_norm(f'norm_{i}', train, dtype, zero=last)(y)
       if not last:
         y = nn.relu(y)
     if stride > 1 or x.shape[-1] != y.shape[-1]:
-      x = conv('conv_proj', y.shape[-1], 1, stride, dtype)(x)
+      x = conv('conv_proj', y.shape[-1], 1, stride, self.convolution, dtype)(x)
       x = batch_norm('norm_proj', train, dtype)(x)
     return nn.relu(x + y)
 
@@ -124,6 +126,8 @@ class ResNet(nn.Module):
       the (2x) and (4x) of arXiv:2002.05709.
     small_stem: for small images: a 3x3 convolution of stride 1 comes first, in the place of one of
       7x7 and a 3x3 max pooling, each of stride 2. Appendix B.9, arXiv:2002.05709.
+    convolution: `xla` is XLA's own; `auto` is that too, but on CPUs a faster one, see
+      `Convolution`.
     dtype: of the computation: `float32`, `bfloat16` or `float16`. Parameters, and the statistics
       of BatchNorm, are float32 always.
 
@@ -136,10 +140,12 @@ class ResNet(nn.Module):
   bottleneck: bool | None = None
   width: int = 64
   small_stem: bool = False
+  convolution: str = 'auto'
   dtype: Any = 'float32'
 
   def __post_init__(self) -> None:
     check_choice('dtype', getattr(self.dtype, '__name__', str(self.dtype)), DTYPES)
+    check_choice('convolution', self.convolution, IMPLEMENTATIONS)
     blocks = self.size.blocks
     if not blocks or min(blocks) < 1:
       raise ValueError(f'blocks must be at least 1 in each stage, got {blocks}')
@@ -184,7 +190,7 @@ class ResNet(nn.Module):
       raise ValueError(f'ResNet takes float images, not {image.dtype}: scale them first')
     size, dtype = self.size, jnp.dtype(self.dtype)
     kernel, stride = (3, 1) if self.small_stem else (7, 2)
-    x = conv('conv_root', self.width, kernel, stride, dtype)(image)
+    x = conv('conv_root', self.width, kernel, stride, self.convolution, dtype)(image)
     x = nn.relu(batch_norm('norm_root', train, dtype)(x))
     if not self.small_stem:
       # Linen pads a maximum with -inf.
@@ -196,6 +202,7 @@ class ResNet(nn.Module):
           self.width * 2**i,
           stride=2 if i and not j else 1,
           bottleneck=size.bottleneck,
+          convolution=self.convolution,
           dtype=dtype,
           name=f'stage_{i}_block_{j}',
         )(x, train)
