@@ -9,6 +9,12 @@ images of 32 pixels, two views of each by a random crop, a flip and colour disto
 with the head, the loss and the optimizer of lightly, and torchvision's transforms of each view. The
 contenders are processes with `THREADS` threads that take turns. A cell is the median of the steps
 after the first two, in milliseconds; `augmentation` is what the views take alone.
+
+Measured on 2 CPU cores alone, jax 0.10.2, torch 2.13, timm 1.0.31, lightly 1.6:
+
+              images  ours  pytorch  times faster
+step             128  2390     3449          1.44
+augmentation     128     9      120         13.87
 """
 
 import argparse

@@ -248,3 +248,22 @@ def test_one_class_is_none(state):
   evaluator = LinearProbe(Projected(), mesh_of(1), train=train, source=Digits('test'), l2=1.0)
   with pytest.raises(ValueError, match='needs two classes; all labels of train are 3'):
     evaluator.run(state)
+
+
+def test_each_encoder_is_judged_example_by_example(state):
+  evaluator = LinearProbe(
+    Projected(), mesh_of(1), train=Digits('train'), source=Digits('test[:100]'), l2=1e-2
+  )
+  result = evaluator.run(state)
+  encoders = evaluator.encoders(state)
+  assert list(encoders) == ['trained', 'random', 'pixels']
+  answers = []
+  for name, encode in encoders.items():
+    judged, l2, fit = evaluator.judge(encode)
+    right, ids = judged['']
+    np.testing.assert_array_equal(ids, [Digits('test[:100]')[i]['id'] for i in range(100)])
+    suffix = '' if name == 'trained' else f'_{name}'
+    assert right.mean() == pytest.approx(result[f'accuracy{suffix}'])
+    assert (l2, fit.gradient) == (result['l2'], result[f'gradient{suffix}'])
+    answers.append(right)
+  assert any((one != answers[0]).any() for one in answers[1:])

@@ -127,6 +127,30 @@ class LinearProbe(Representation):
     Raises:
       ValueError: there are not two classes.
     """
+    judged, l2, made = self.judge(encode)
+    results = {
+      apply.prefix(name) + 'accuracy': float(np.mean(right)) for name, (right, _) in judged.items()
+    }
+    results |= {'l2': l2, 'gradient': made.gradient}
+    if self.optimizer == 'lbfgs':
+      results['converged'] = float(made.converged)
+    return results
+
+  def judge(
+    self, encode: Encode
+  ) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], float, logistic.Fit]:
+    """Trains and classifies, example by example: what paired comparisons need.
+
+    Args:
+      encode: from a source to its features.
+
+    Returns:
+      Of each source whether its examples [N] were classified rightly, and their ids [N]; the l2;
+      and the fit.
+
+    Raises:
+      ValueError: there are not two classes.
+    """
     train = encode(self.train)
     mean, scale = _scale(train.features) if self.standardise else (0, 1)
 
@@ -136,15 +160,12 @@ class LinearProbe(Representation):
     train = standardised(train)
     validation = None if self.validation is None else standardised(encode(self.validation))
     classes, l2, made = self._fit(train, validation)
-    results = {}
+    judged = {}
     for name, source in self.sources.items():
       test = standardised(encode(source))
-      answers = classes[logistic.predict(test.features, made.weights)]
-      results[apply.prefix(name) + 'accuracy'] = float(np.mean(answers == test.labels))
-    results |= {'l2': l2, 'gradient': made.gradient}
-    if self.optimizer == 'lbfgs':
-      results['converged'] = float(made.converged)
-    return results
+      right = classes[logistic.predict(test.features, made.weights)] == test.labels
+      judged[name] = right, test.ids
+    return judged, l2, made
 
   def _fit(
     self, train: Examples, validation: Examples | None

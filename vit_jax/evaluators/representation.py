@@ -103,10 +103,11 @@ class Representation:
     Returns:
       What `measure` gives, and the same with `_random` and `_pixels` behind each name.
     """
-    variables = apply.variables_of(state)
-    results = self.measure(self._encoder(functools.partial(self._features, variables)))
+    trained, *encoders = self.encoders(state).values()
+    results = self.measure(trained)
     if self._kept is None:
-      self._kept = {name: self._baseline(name) for name in self.baselines}
+      measured = map(self.measure, encoders)
+      self._kept = dict(zip(self.baselines, measured, strict=True))
       self._random = None  # Its memory is free again.
     beside = {}
     for metric, value in results.items():
@@ -115,17 +116,19 @@ class Representation:
         beside[f'{metric}_{name}'] = kept[metric]
     return beside
 
+  def encoders(self, state: Any) -> dict[str, Encode]:
+    """Functions from a source to `Examples`, one pass over it: 'trained', then the baselines."""
+    trained = functools.partial(self._features, apply.variables_of(state))
+    functions = {'trained': trained, 'random': self._of_random, 'pixels': self._pixels}
+    return {name: self._encoder(functions[name]) for name in ('trained', *self.baselines)}
+
   def measure(self, encode: Encode) -> dict[str, float]:
     """What is measured of an encoder, the same names for every encoder.
 
     Args:
-      encode: from a source to `Examples`, one pass over it.
+      encode: one of `encoders`.
     """
     raise NotImplementedError(f'{type(self).__name__} says nothing of what it measures')
-
-  def _baseline(self, name: str) -> dict[str, float]:
-    features = {'random': self._of_random, 'pixels': self._pixels}[name]
-    return self.measure(self._encoder(features))
 
   def _of_random(self, batch: Batch) -> Any:
     if self._random is None:

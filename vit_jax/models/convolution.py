@@ -2,7 +2,7 @@
 
 Of a 3x3 convolution its CPU backend takes the weight gradient, and anything with few features, at a
 fraction of the speed of a matrix product. Here all of it is matrix products, of a few images at a
-time, so that what stands between them stays in the cache (`benchmarks/resnet_step.py`).
+time, so that what stands between them stays in the cache (`benchmarks/simclr_step.py`).
 """
 
 import math
