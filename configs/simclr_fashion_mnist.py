@@ -16,8 +16,8 @@ ARGS = ('', 'tfds')
 def get_config(arg=''):
   config = ml_collections.ConfigDict()
   config.seed = 0
-  config.total = dict(epochs=40)
-  config.batch_size = 256
+  config.total = dict(epochs=50)
+  config.batch_size = 128
 
   def images(idx, tfds):
     if arg == 'tfds':
@@ -35,12 +35,12 @@ def get_config(arg=''):
     '| blur(p=0.3, sigma=(0.3, 1.0)) | erase(p=0.3, area=(0.02, 0.2))',
     projection=dict(type='models.projection.Projection', layers=2, dim=64),
     encoder=dict(
-      type='models.vit.ViT', patch_size=8, conv_stem=(32, 64), width=128, depth=6,
+      type='models.vit.ViT', patch_size=8, conv_stem=(32, 64), width=128, depth=4,
       num_heads=4, mlp_dim=256, pooling='mean', positions='learned', activation='gelu_tanh',
     ),
   )  # fmt: skip
   config.optimizer = dict(
-    name='adamw', learning_rate=1e-3, weight_decay=0.05, clip=1.0,
+    name='adamw', learning_rate=2e-3, weight_decay=0.05, clip=1.0,
     schedule='cosine', warmup=dict(epochs=2),
   )  # fmt: skip
   config.mesh = dict(data=-1, fsdp=1, tensor=1)
@@ -57,6 +57,6 @@ def get_config(arg=''):
       host=host,
     ),
   )  # fmt: skip
-  config.log = dict(every=dict(steps=50))
+  config.log = dict(every=dict(steps=100))
   config.checkpoint = dict(every=dict(epochs=5), keep_last=1)
   return config

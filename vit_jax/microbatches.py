@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from vit_jax import sharding
 from vit_jax.arrays import Array, Batch
@@ -52,6 +52,11 @@ def split(batch: Batch, count: int) -> Batch:
   )
 
 
+def join(parts: Any) -> Any:
+  """The rows in their order again: `[count, B / count, ...]` to `[B, ...]`, undoing `split`."""
+  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
+
+
 def check(count: int, objective: nn.Module, variables: Any, batch_size: int, mesh: Mesh) -> None:
   """Raises ValueError, with the reason, where micro-batches do not add up to the batch.
 
@@ -75,11 +80,23 @@ def check(count: int, objective: nn.Module, variables: Any, batch_size: int, mes
       f'accumulate is {count}, but {name} normalises by the statistics of a batch, and would take'
       ' those of a micro-batch; set it to 1, or choose a model without BatchNorm'
     )
+  check_rows('accumulate', count, batch_size, mesh)
+
+
+def check_rows(field: str, count: int, batch_size: int, mesh: Mesh | AbstractMesh) -> None:
+  """Raises ValueError where a device's rows of a batch are no multiple of `count`.
+
+  Args:
+    field: what the count is called in a config.
+    count: of parts.
+    batch_size: of the global batch.
+    mesh: the devices over which the batch is split.
+  """
   shards = sharding.batch_shards(mesh)
   rows = batch_size // shards
   if rows % count:
     choices = ', '.join(str(n) for n in range(1, rows + 1) if rows % n == 0)
     raise ValueError(
-      f'accumulate is {count}, which does not divide the {rows} examples of a batch that each of'
+      f'{field} is {count}, which does not divide the {rows} examples of a batch that each of'
       f' {shards} parts of the mesh holds; choose from {choices}'
     )
