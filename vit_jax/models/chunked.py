@@ -39,6 +39,7 @@ class Chunked(nn.Module):
     super().__post_init__()
 
   def setup(self) -> None:
+    """Takes the encoder's names for its own."""
     nn.share_scope(self, self.encoder)
 
   def __call__(self, x: Array, *, train: bool) -> Features:
