@@ -9,6 +9,8 @@ FAST = [
   'simplejpeg>=1.9',
   'cykooz-resizer>=4.0.1; platform_system != "Linux" or platform_machine == "x86_64"',
 ]
+# The tokenizers of SigLIP and T5, and of BERT; CLIP's needs neither.
+TOKENIZERS = ['sentencepiece>=0.2', 'tokenizers>=0.22']
 
 setup(
   name='vit_jax',
@@ -24,6 +26,7 @@ setup(
     'vit_jax': ['*.css', '*.js'],
     'vit_jax.adapters': ['*.csv'],
     'vit_jax.data.emoji': ['*.png', '*.csv', '*.md', 'LICENSE-*'],
+    'vit_jax.data.tokenizers': ['*.txt.gz', '*.md', 'LICENSE-*'],
   },
   install_requires=[
     'jax>=0.10',
@@ -44,6 +47,9 @@ setup(
     'scikit-learn>=1.6',  # its digits
     'tensorboardX>=2.6.5',
     'tqdm>=4.67',
+    # What CLIP's tokenizer cleans and splits texts with.
+    'ftfy>=6.3',
+    'regex>=2024.11',
   ],
   extras_require={
     'test': [
@@ -57,8 +63,12 @@ setup(
       'timm==1.0.31',
       'transformers==5.23.0',
       'lightly==1.6.0',
+      'open-clip-torch==3.3.0',
+      'protobuf',  # transformers' SentencePiece tokenizers ask for it
+      *TOKENIZERS,
     ],
     'fast': FAST,
+    'tokenizers': TOKENIZERS,
     'tpu': ['jax[tpu]>=0.10'],
     'cuda': ['jax[cuda13]>=0.10'],
     # What the `tfds` command needs to download and prepare data; reading prepared data does not.

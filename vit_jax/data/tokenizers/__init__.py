@@ -1,0 +1,1 @@
+"""Tokenizers: a text to `context` token ids, and back."""
