@@ -1,12 +1,13 @@
 """Host transforms, which a config names: `host='decode | random_resized_crop(32) | flip'`.
 
-Each public function here makes a transform `f(example, rng) -> example` that changes
-`example['image']`, uint8 [H, W, C] with C of 1, 3 or 4. After `views(n)` there is
-`example['views']`, uint8 [V, H, W, C], in its place, and what follows changes each view by draws of
-its own. What it makes can be pickled, as worker processes need. Sizes are pixels: one integer for a
-square, or (height, width). Resizing is bilinear unless it says otherwise, with antialiasing (a
-filter as wide as the reduction), by Pillow, as in torchvision and timm; the alpha of RGBA is
-premultiplied while it is resized, so that the colour of what is transparent does not leak out.
+Each function named in `__all__` makes a transform `f(example, rng) -> example`; those of texts are
+in `texts.py`. The others change `example['image']`, uint8 [H, W, C] with C of 1, 3 or 4. After
+`views(n)` there is `example['views']`, uint8 [V, H, W, C], in its place, and what follows changes
+each view by draws of its own. What they make can be pickled, as worker processes need. Sizes are
+pixels: one integer for a square, or (height, width). Resizing is bilinear unless it says otherwise,
+with antialiasing (a filter as wide as the reduction), by Pillow, as in torchvision and timm; the
+alpha of RGBA is premultiplied while it is resized, so that the colour of what is transparent does
+not leak out.
 """
 
 import functools
@@ -20,9 +21,26 @@ from vit_jax.choices import check_choice
 from vit_jax.data.decode import MODES, Box, decode_boxes, decode_image
 from vit_jax.data.randaugment import MAX_MAGNITUDE, augment_image
 from vit_jax.data.substitute import Example, Transform
+from vit_jax.data.texts import caption, template, tokenize
 from vit_jax.data.views import apply, is_encoded, make_views, on_image, with_views
 
 Size = int | tuple[int, int]
+
+__all__ = [
+  'caption',
+  'central_crop',
+  'decode',
+  'decode_random_resized_crop',
+  'flip',
+  'pad_crop',
+  'randaugment',
+  'random_resized_crop',
+  'resize',
+  'resize_small',
+  'template',
+  'tokenize',
+  'views',
+]
 
 FILTERS = {
   'bilinear': Image.Resampling.BILINEAR,

@@ -37,6 +37,12 @@ def read_table() -> tuple[dict[str, str], ...]:
 
 
 @functools.cache
+def read_texts() -> tuple[tuple[str, ...], ...]:
+  """The name and the keywords of each row of `emoji.csv`."""
+  return tuple((row['name'], *filter(None, row['keywords'].split('|'))) for row in read_table())
+
+
+@functools.cache
 def read_sheet(style: str) -> np.ndarray:
   """All drawings of one style, [N, 32, 32, 4] uint8 RGBA (alpha not premultiplied), read-only."""
   from PIL import Image
@@ -128,7 +134,8 @@ class Emoji:
       with its alpha channel (not premultiplied);
     label: int32, an index into `classes`;
     id: int64, `STYLES.index(style) * N + row`, with N the rows of `emoji.csv`: it is the same
-      whatever the split and the other styles.
+      whatever the split and the other styles;
+    text: where `text=True`, its name and its keywords, a tuple of str.
 
   The examples of the first style come first, in the order of `emoji.csv`, then those of the second:
   with n of them in a style, i and i + n are one emoji drawn twice. `labels` and `ids` are those of
@@ -147,10 +154,13 @@ class Emoji:
       pretrain on one and transfer to the other, which shares no emoji with it. The splits are the
       same, and each category is in both. None keeps all.
     halves_seed: of the halves.
+    text: give names and keywords.
+    within: subcategories to keep, as `emoji.csv` calls them; None keeps all.
+    without: subcategories to leave out, so that they are new to whoever was trained on the rest.
 
   Raises:
-    ValueError: an unknown split, style, label or half (the choices are listed), or a background
-      that is no RGB colour.
+    ValueError: an unknown split, style, label, half or subcategory (the choices are listed), or a
+      background that is no RGB colour.
   """
 
   def __init__(
@@ -163,6 +173,9 @@ class Emoji:
     splits_seed: int | None = None,
     half: int | None = None,
     halves_seed: int = 0,
+    text: bool = False,
+    within: Sequence[str] | None = None,
+    without: Sequence[str] = (),
   ):
     rows = read_table()
     parts = split.split('+')
@@ -178,7 +191,8 @@ class Emoji:
       raise ValueError(f'background {background!r} is not three integers from 0 to 255')
     self.split, self.styles, self.label = split, tuple(styles), label
     self.alpha, self.background, self.splits_seed = alpha, tuple(background), splits_seed
-    self.half, self.halves_seed = half, halves_seed
+    self.half, self.halves_seed, self.text = half, halves_seed, text
+    self.within, self.without = within, tuple(without)
 
     if splits_seed is None:
       splits = [row['split'] for row in rows]
@@ -189,6 +203,12 @@ class Emoji:
     # In the order of the table. All splits of a half have the same ones.
     self.classes = tuple(dict.fromkeys(rows[i][label] for i in kept))
     kept = [i for i in kept if splits[i] in parts or 'all' in parts]
+    known = dict.fromkeys(row['subcategory'] for row in rows)
+    for subcategory in (*(within or ()), *without):
+      check_choice('subcategory', subcategory, known)
+    if within is not None:
+      kept = [i for i in kept if rows[i]['subcategory'] in within]
+    kept = [i for i in kept if rows[i]['subcategory'] not in without]
     self.rows = np.array(kept, np.int64)  # [n], rows of the table
     index = {name: i for i, name in enumerate(self.classes)}
     labels = np.array([index[rows[i][label]] for i in kept], np.int32)  # [n]
@@ -211,7 +231,8 @@ class Emoji:
       image = image.copy()
     else:
       image = composite(image, self.background)  # [32, 32, 3]
-    return {'image': image, 'label': self.labels[i], 'id': self.ids[i]}
+    example = {'image': image, 'label': self.labels[i], 'id': self.ids[i]}
+    return {**example, 'text': read_texts()[row]} if self.text else example
 
   def mask(self, i: int) -> np.ndarray:
     """What example i covers, [32, 32] float32 in [0, 1]: truth for attention and segmentation."""

@@ -57,7 +57,7 @@ class Tokenizer:
     Raises:
       TypeError: `text` is neither a string nor bytes, which are read as UTF-8.
     """
-    return self._encode(_as_text(text))
+    return self._encode(as_text(text))
 
   def decode(self, ids: Iterable[int]) -> str:
     """The text of ids, up to the first end token.
@@ -76,7 +76,7 @@ class Tokenizer:
     return self._decode(ids)
 
 
-def _as_text(text: str | bytes) -> str:
+def as_text(text: str | bytes) -> str:
   """A string that UTF-8 can hold: what is no text becomes the replacement character."""
   if isinstance(text, bytes):
     return text.decode('utf-8', 'replace')

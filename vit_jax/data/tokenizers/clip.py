@@ -16,6 +16,7 @@ from vit_jax.data.tokenizers import base
 
 MERGES = pathlib.Path(__file__).with_name('bpe_simple_vocab_16e6.txt.gz')
 NUM_MERGES = 48894
+EXTRA = 2 * 256 + 2  # tokens that no merge makes
 BEGIN, END = '<start_of_text>', '<end_of_text>'
 
 # Special tokens, English endings, letters, one digit, and runs of what is neither nor a space.
@@ -29,28 +30,36 @@ BYTES = PRINTING + [b for b in range(256) if b not in PRINTING]
 class ClipBpe(base.Tokenizer):
   """The tokenizer of CLIP: 49408 tokens, in lower case, padded with 0.
 
+  With a smaller vocabulary it makes the first merges alone, for small models: more tokens a text.
+
   Id 0 is also the token '!' inside a word, so the padding is what follows `end`. The words
   '<start_of_text>' and '<end_of_text>' in a text are the special tokens, as in open_clip.
   """
 
-  def __init__(self, context: int = 77, merges: str | None = None):
+  def __init__(
+    self, context: int = 77, merges: str | None = None, vocab_size: int = NUM_MERGES + EXTRA
+  ):
     """Reads the merges, once in a process.
 
     Args:
       context: the number of tokens of a text, with begin and end.
       merges: a file of merges, in order, plain or compressed by gzip; None is CLIP's own.
+      vocab_size: tokens: 256 bytes, in a word and at its end, one a merge, begin and end.
 
     Raises:
       FileNotFoundError: no file at `merges`.
-      ValueError: the file holds no 48894 merges, `context` has no room, or a library is missing.
+      ValueError: the file holds no 48894 merges, a vocabulary outside 514 to 49408, `context` has
+        no room, or a library is missing.
     """
+    if not EXTRA <= vocab_size <= NUM_MERGES + EXTRA:
+      raise ValueError(f'vocab_size {vocab_size} is not in {EXTRA} to {NUM_MERGES + EXTRA}')
     self._merges = merges
-    self._bpe = _read(str(MERGES if merges is None else merges))
+    self._bpe = _read(str(MERGES if merges is None else merges), vocab_size - EXTRA)
     begin, end = self._bpe.special.values()
     super().__init__(vocab_size=end + 1, context=context, begin=begin, end=end, pad=0)
 
   def __reduce__(self):
-    return ClipBpe, (self.context, self._merges)
+    return ClipBpe, (self.context, self._merges, self.vocab_size)
 
   def _encode(self, text: str) -> list[int]:
     return [i for word in self._bpe.pattern.findall(clean(text)) for i in self._bpe.tokens(word)]
@@ -120,8 +129,8 @@ def _merge(ids: list[int], merges: dict[tuple[int, int], int]) -> list[int]:
 
 
 @functools.lru_cache(maxsize=4)
-def _read(path: str) -> _Bpe:
-  """The merges of a file."""
+def _read(path: str, count: int) -> _Bpe:
+  """The first merges of a file."""
   try:
     import ftfy  # noqa: F401
     import regex  # noqa: F401
@@ -139,7 +148,7 @@ def _read(path: str) -> _Bpe:
     raise ValueError(f"{path} is no list of merges: its first line has no '#version: 0.2'")
   if len(lines) < NUM_MERGES:
     raise ValueError(f'{path} has {len(lines)} merges, and CLIP has {NUM_MERGES}')
-  return _Bpe(_parse(path, lines[:NUM_MERGES]))
+  return _Bpe(_parse(path, lines[:count]))
 
 
 def _parse(path: str, lines: list[str]) -> dict[tuple[int, int], int]:
