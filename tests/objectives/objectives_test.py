@@ -44,6 +44,12 @@ def views(rng: np.random.Generator) -> dict[str, np.ndarray]:
   return {**images(rng), 'views': pairs}
 
 
+def pairs(rng: np.random.Generator) -> dict[str, np.ndarray]:
+  """Noise with a text of its own each, which ends with the last token."""
+  text = np.concatenate([np.arange(B * 3).reshape(B, 3), np.full((B, 1), 3 * B)], axis=1)
+  return {**images(rng), 'text': text.astype(np.int32)}
+
+
 @dataclasses.dataclass(frozen=True)
 class Spec:
   """One objective to test.
@@ -68,7 +74,20 @@ class Spec:
 
 
 SUPERVISED = dict(type='objectives.supervised.Supervised', num_classes=K, encoder=ENCODER)
+TEXT = dict(
+  type='models.text.TextTransformer', vocab_size=3 * B + 1, end_id=3 * B, context=4, width=D,
+  depth=1, num_heads=2, projection=D,
+)  # fmt: skip
 SPECS = {
+  'clip.CLIP': Spec(
+    fields=dict(image=ENCODER, text=TEXT, projection=D),
+    batch=pairs,
+    chance=math.log(B),
+    random=dict(augment='flip | color_distort(0.5)', image=dict(ENCODER, dropout=0.2)),
+    outputs={'features': (B, D), 'embeddings': (B, D), 'text_embeddings': (B, D)},
+    fits={'image_to_text': 1.0, 'text_to_image': 1.0},
+    start=dict(scale=1e-4, max_scale=1e-4),  # So low that all pairs are equally likely.
+  ),
   'distillation.Distillation': Spec(
     fields=dict(student=SUPERVISED, teacher=SUPERVISED),
     batch=images,

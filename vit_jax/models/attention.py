@@ -43,7 +43,7 @@ def layer_norm(
 
 
 class Attention(nn.Module):
-  """Multi-head attention without mask. Vaswani et al. 2017, Section 3.2.2, arXiv:1706.03762.
+  """Multi-head attention. Vaswani et al. 2017, Section 3.2.2, arXiv:1706.03762.
 
   Attributes:
     num_heads: heads; divides the width.
@@ -54,6 +54,8 @@ class Attention(nn.Module):
       large models from growing. Section 2, arXiv:2302.05442.
     ln_eps: epsilon of these LayerNorms.
     dtype: of the computation. Parameters are float32.
+    causal: whether each row of `x` looks at itself and those before it alone; without context.
+    features: of the output; None for as many as `x` has.
   """
 
   num_heads: int
@@ -61,26 +63,33 @@ class Attention(nn.Module):
   qk_norm: bool = False
   ln_eps: float = 1e-6
   dtype: Any = jnp.float32
+  causal: bool = False
+  features: int | None = None
 
   @nn.compact
-  def __call__(self, x: Array, context: Array | None = None) -> Array:
+  def __call__(self, x: Array, context: Array | None = None, mask: Array | None = None) -> Array:
     """Lets each row of `x` look at the rows of `context`, or of `x` itself.
 
     Args:
       x: `[B, L, D]`, or `[1, L, D]` with a context: the same queries for every example.
       context: `[B, M, D]`.
+      mask: `[B, M]` bool, False on rows that are not to be looked at; None for all. Where there is
+        nothing to look at, the weighted mean of the values is 0.
 
     Returns:
-      `[B, L, D]`. The `einsum` path sows the weights, `[B, H, L, M]` float32, as
+      `[B, L, features]`. The `einsum` path sows the weights, `[B, H, L, M]` float32, as
       `attention_weights` under `intermediates`.
 
     Raises:
-      ValueError: an unknown implementation, or a width that `num_heads` does not divide.
+      ValueError: an unknown implementation, a width that `num_heads` does not divide, or a context
+        for causal attention.
     """
     check_choice('attention', self.implementation, IMPLEMENTATIONS)
     width = x.shape[-1]
     if width % self.num_heads:
       raise ValueError(f'width {width} is not divisible by num_heads {self.num_heads}')
+    if self.causal and context is not None:
+      raise ValueError('causal attention has no context: its order is that of its own rows')
     if context is None:
       q, k, v = self._project(x, ('query', 'key', 'value'))  # [B, L, H, Dh]
     else:
@@ -91,11 +100,11 @@ class Attention(nn.Module):
       k = layer_norm('key_norm', self.ln_eps, self.dtype, axis='head_dim', bias=False)(k)
     q = jnp.broadcast_to(q, k.shape[:1] + q.shape[1:])
     if self.implementation in ('auto', 'einsum'):
-      out = self._einsum(q, k, v)  # [B, L, H, Dh]
+      out = self._einsum(q, k, v, mask)  # [B, L, H, Dh]
     else:
-      out = jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)
+      out = self._fused(q, k, v, mask)
     weights = Weights(
-      (*out.shape[2:], width),
+      (*out.shape[2:], self.features or width),
       ('heads', 'head_dim', 'embed'),
       kernel_init=init.xavier_uniform(in_axis=(0, 1), out_axis=2),
       name='out',
@@ -123,11 +132,29 @@ class Attention(nn.Module):
     heads = project(*(array.astype(self.dtype) for array in (x, kernels, biases)))
     return checkpoint_name(heads, PRODUCT)
 
-  def _einsum(self, q: Array, k: Array, v: Array) -> Array:
+  def _einsum(self, q: Array, k: Array, v: Array, mask: Array | None) -> Array:
     q = q * q.shape[-1] ** -0.5  # Eq. 1, arXiv:1706.03762; fewer numbers to scale than the logits.
+    seen = None if mask is None else mask[:, None, None]  # [B, 1, 1, M]
+    if self.causal:
+      past = jnp.tri(q.shape[1], dtype=bool)[None, None]  # [1, 1, L, L]
+      seen = past if seen is None else past & seen
     if self.is_mutable_collection('intermediates'):
-      self.sow('intermediates', 'attention_weights', jax.nn.softmax(_logits(q, k)))
-    return attend(q, k, v)
+      self.sow('intermediates', 'attention_weights', jax.nn.softmax(_logits(q, k), where=seen))
+    return attend(q, k, v, seen)
+
+  def _fused(self, q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+    seen = mask
+    if mask is not None:
+      # cuDNN takes no smaller one.
+      seen = jnp.broadcast_to(mask[:, None, None], (len(q), 1, q.shape[1], k.shape[1]))
+    out = jax.nn.dot_product_attention(
+      q, k, v, mask=seen, is_causal=self.causal, implementation=self.implementation
+    )
+    if mask is None:
+      return out
+    # Of a row without anything to look at it gives the mean over all.
+    some = jnp.cumsum(mask, 1) > 0 if self.causal else mask.any(1, keepdims=True)  # [B, L or 1]
+    return jnp.where(some[..., None, None], out, 0)
 
 
 def _project(x: Array, kernels: Array, biases: Array) -> tuple[Array, ...]:
@@ -154,7 +181,7 @@ project = on_cpu(_project, _project_forward, _project_backward)
 
 
 @jax.custom_vjp
-def attend(q: Array, k: Array, v: Array) -> Array:
+def attend(q: Array, k: Array, v: Array, seen: Array | None = None) -> Array:
   """Means of the values, weighted by the softmax of the queries' products with the keys.
 
   Sums, exponentials and the softmax are in float32, but of the `[L, M]` matrices nothing is kept or
@@ -166,19 +193,21 @@ def attend(q: Array, k: Array, v: Array) -> Array:
     q: `[B, L, H, Dh]`, already scaled.
     k: `[B, M, H, Dh]`.
     v: `[B, M, H, Dv]`.
+    seen: bool that broadcasts to `[B, H, L, M]`: which keys each query looks at; None for all.
 
   Returns:
-    `[B, L, H, Dv]`, in the values' dtype.
+    `[B, L, H, Dv]`, in the values' dtype; 0 for a query that looks at no key.
   """
-  return _attend(q, k, v)[0]
+  return _attend(q, k, v, seen)[0]
 
 
 def _dot(equation: str, a: Array, b: Array) -> Array:
   return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
 
 
-def _logits(q: Array, k: Array) -> Array:
-  return _dot('blhk,bmhk->bhlm', q, k)
+def _logits(q: Array, k: Array, seen: Array | None = None) -> Array:
+  logits = _dot('blhk,bmhk->bhlm', q, k)
+  return logits if seen is None else jnp.where(seen, logits, -jnp.inf)
 
 
 def _laid_out(x: Array, order: tuple[int, ...]) -> Array:
@@ -201,34 +230,39 @@ def _keys_last(x: Array) -> Array:
   return _laid_out(x, (0, 1, 2, 3))
 
 
-def _largest(q: Array, k: Array, logits: Array) -> Array:
+def _largest(q: Array, k: Array, seen: Array | None, logits: Array) -> Array:
   """The largest logit of each row, `[B, H, L, 1]`.
 
   On TPUs from a product of its own, into which XLA fuses the maximum, as it then fuses the
   exponential into the other one: twice the product takes less time than to move the logits.
   """
-  return jax.lax.platform_dependent(
+  largest = jax.lax.platform_dependent(
     q,
     k,
+    seen,
     logits,
-    tpu=lambda q, k, _: _keys_last(_logits(*jax.lax.optimization_barrier((q, k)))).max(
+    tpu=lambda q, k, seen, _: _keys_last(_logits(*jax.lax.optimization_barrier((q, k)), seen)).max(
       -1, keepdims=True
     ),
-    default=lambda q, k, logits: logits.max(-1, keepdims=True),
+    default=lambda q, k, seen, logits: logits.max(-1, keepdims=True),
   )
+  # Finite: that of a query which looks at no key is taken from -inf.
+  return largest if seen is None else jnp.maximum(largest, jnp.finfo(jnp.float32).min)
 
 
-def _attend(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
+def _attend(q: Array, k: Array, v: Array, seen: Array | None) -> tuple[Array, tuple[Array, ...]]:
   q, k, v = map(_tokens_last, (q, k, v))
-  logits = _keys_last(_logits(q, k))
-  weights = jnp.exp(logits - _largest(q, k, logits))  # [B, H, L, M]
+  logits = _keys_last(_logits(q, k, seen))
+  weights = jnp.exp(logits - _largest(q, k, seen, logits))  # [B, H, L, M]
   total = weights.sum(-1).swapaxes(1, 2)[..., None]  # [B, L, H, 1]
+  if seen is not None:
+    total = jnp.where(total > 0, total, 1)
   weights = _keys_last(weights.astype(v.dtype))
   out = (_dot('bhlm,bmhk->blhk', weights, v) / total).astype(v.dtype)
   return out, (q, k, v, weights, total, out)
 
 
-def _attend_gradient(kept: tuple[Array, ...], g: Array) -> tuple[Array, Array, Array]:
+def _attend_gradient(kept: tuple[Array, ...], g: Array) -> tuple[Array, Array, Array, None]:
   q, k, v, weights, total, out = kept
   g = g.astype(jnp.float32) / total
   mean = (g * out.astype(jnp.float32)).sum(-1).swapaxes(1, 2)[..., None]  # [B, H, L, 1]
@@ -238,7 +272,7 @@ def _attend_gradient(kept: tuple[Array, ...], g: Array) -> tuple[Array, Array, A
   d_q = _dot('bhlm,bmhk->blhk', d_logits, k)
   d_k = _dot('bhlm,blhk->bmhk', d_logits, q)
   d_v = _dot('bhlm,blhk->bmhk', weights, g)
-  return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype)
+  return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
 
 
 attend.defvjp(_attend, _attend_gradient)

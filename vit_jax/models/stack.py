@@ -33,6 +33,7 @@ def apply_blocks(
   scan: bool,
   remat: str,
   outputs: Sequence[int] = (),
+  mask: Array | None = None,
   **fields: Any,
 ) -> tuple[Array, tuple[Array, ...]]:
   """Applies `depth` blocks; to be called inside a compact method.
@@ -46,6 +47,7 @@ def apply_blocks(
       features differ from the loop's, since random numbers are drawn in another order.
     remat: a key of `REMAT`.
     outputs: numbers of blocks, from 0.
+    mask: `[B, L]` bool, False on tokens that no token looks at; None for none.
     **fields: of every `Block`.
 
   Returns:
@@ -57,13 +59,13 @@ def apply_blocks(
   if not scan:
     after = []
     for i in range(depth):
-      x = kind(**fields, name=f'block_{i}')(x, train, drop_path * i / max(depth - 1, 1))
+      x = kind(**fields, name=f'block_{i}')(x, train, drop_path * i / max(depth - 1, 1), mask)
       after.append(x)
     return x, tuple(after[i] for i in outputs)
 
   def body(block: Block, x: Array, rate: Array) -> tuple[Array, Array | None]:
     # A rate of 0 that is known when compiling costs nothing.
-    x = block(x, train, rate if drop_path else 0.0)
+    x = block(x, train, rate if drop_path else 0.0, mask)
     return x, x if outputs else None
 
   loop = nn.scan(

@@ -136,6 +136,7 @@ class Block(nn.Module):
     activation: of the MLP.
     ln_eps: epsilon of the LayerNorms.
     dtype: of the computation.
+    causal: whether each token looks at itself and those before it alone.
   """
 
   mlp_dim: int
@@ -147,14 +148,30 @@ class Block(nn.Module):
   activation: str = 'gelu'
   ln_eps: float = 1e-6
   dtype: Any = jnp.float32
+  causal: bool = False
 
   @nn.compact
-  def __call__(self, x: Array, train: bool, drop_path_rate: float | Array = 0.0) -> Array:
-    """`[B, L, D]` to `[B, L, D]`; the branches of an example are dropped with `drop_path_rate`."""
+  def __call__(
+    self,
+    x: Array,
+    train: bool,
+    drop_path_rate: float | Array = 0.0,
+    mask: Array | None = None,
+  ) -> Array:
+    """`[B, L, D]` to `[B, L, D]`; the branches of an example are dropped with `drop_path_rate`.
+
+    No token looks at those where `mask`, `[B, L]`, is False; None for none.
+    """
     y = layer_norm('norm_1', self.ln_eps, self.dtype)(x)
     y = Attention(
-      self.num_heads, self.attention, self.qk_norm, self.ln_eps, self.dtype, name='attention'
-    )(y)
+      self.num_heads,
+      self.attention,
+      self.qk_norm,
+      self.ln_eps,
+      self.dtype,
+      self.causal,
+      name='attention',
+    )(y, mask=mask)
     y = nn.Dropout(self.dropout)(y, deterministic=not train)
     x = self._add(x, y, 'scale_1', train, drop_path_rate)
     y = layer_norm('norm_2', self.ln_eps, self.dtype)(x)
