@@ -85,9 +85,11 @@ def test_broken_images_are_named_and_counted(run, images, tmp_path):
   assert code == 1
   assert str(broken) in errors[-1]
   assert 'too many for a share of 0.01 of 16' in errors[-1]
-  code, (line,), errors = run(*argv, '--max-bad-share', 0.1)
+  code, (line, *table), errors = run(*argv, '--max-bad-share', 0.1)
   assert code == 0
-  assert line.endswith('has 15 examples in 1 files; left out 1 whose image does not decode')
+  assert line.endswith('has 15 examples in 1 files')
+  assert [row.split('  ')[0] for row in table] == ['left out', table[1], 'image does not decode']
+  assert table[2].split()[-1] == '1'
   assert sum(e.startswith(f'left out {broken}: ') for e in errors) == 1
 
 

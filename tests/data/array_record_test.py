@@ -175,7 +175,7 @@ def test_mistakes_are_one_sentence_with_the_choices(folder, tmp_path):
   (tmp_path / 'train.json').write_text(json.dumps({'format': 'vit_jax examples 2'}))
   with pytest.raises(ValueError, match="the format 'vit_jax examples 2', and this reads"):
     ArrayRecord(str(tmp_path))
-  with pytest.raises(ValueError, match="field 'path' is PosixPath .*; choose bytes, str or numb"):
+  with pytest.raises(ValueError, match="field 'path' is PosixPath .*; choose bytes, str, a list"):
     records.encode({'path': tmp_path})
   with pytest.raises(ValueError, match='no record of an example'):
     records.decode(b'\x93\x01')

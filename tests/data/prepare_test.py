@@ -111,7 +111,7 @@ def test_broken_images_are_named_and_left_out_up_to_a_share(job, workers):
     file.write_bytes(file.read_bytes()[:60])
   names = [job.source.name(i) for i in broken]
   with pytest.raises(
-    ValueError, match='2 of the .* do not decode, too many for a share of 0.05 of '
+    ValueError, match=r'2 of the .* \(image does not decode: 2\), too many for a share of 0.05 of '
   ):
     prepare(job, num_workers=workers, max_bad_share=0.05)
   told = []
@@ -130,7 +130,7 @@ def test_broken_images_are_named_and_left_out_up_to_a_share(job, workers):
 def test_no_image_decodes(job):
   for i in range(N):
     Path(job.source.name(i)).write_bytes(b'')
-  with pytest.raises(ValueError, match='no image of the source decodes'):
+  with pytest.raises(ValueError, match='every example of the source is left out'):
     prepare(job, max_bad_share=1)
 
 

@@ -1,11 +1,12 @@
 """`vit_jax prepare SPEC OUT`: writes a source as ArrayRecord files, or verifies those there."""
 
 import argparse
+import inspect
 import os
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--max-bad-share',
     type=float,
     default=0.01,
-    help='up to this share of the images, broken ones are left out (default: 0.01)',
+    help='up to this share of the examples, and of tars, broken ones are left out (default: 0.01)',
   )
   parser.add_argument('--verify', metavar='OUT', help='compare the files with their checksums')
   parser.epilog = f"{source_name.HELP}. Then read it as dict(type='data.array_record.ArrayRecord')."
@@ -50,7 +51,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-  from vit_jax import build
   from vit_jax.data import prepare, source_name
   from vit_jax.data.shards import Job
 
@@ -63,7 +63,7 @@ def _prepare(args: argparse.Namespace) -> int:
   spec = source_name.parse(args.spec)
   if args.split is not None:
     spec['split'] = args.split
-  source = build.build(spec)
+  source = _build(spec, args.max_bad_share)
   shards = args.shards or prepare.default_shards(len(source))
   folder = pathlib.Path(args.out).expanduser()
   job = Job(source, spec, folder, _name(args.name, spec, source), shards)
@@ -77,10 +77,28 @@ def _prepare(args: argparse.Namespace) -> int:
     )
   finally:
     bar.close()
-  left_out = [left['name'] for shard in index['shards'] for left in shard['left_out']]
-  broken = f'; left out {len(left_out)} whose image does not decode' if left_out else ''
-  print(f'{folder}: {job.split!r} has {index["examples"]:,} examples in {shards} files{broken}')
+  print(f'{folder}: {job.split!r} has {index["examples"]:,} examples in {shards} files')
+  left_out = [left for shard in index['shards'] for left in shard['left_out']]
+  _print_left_out(prepare.left_out_counts(left_out), getattr(source, 'damaged', ()))
   return 0
+
+
+def _build(spec: dict[str, Any], max_bad_share: float) -> Any:
+  """The source; the share is its own too, where it has one, and no part of what it is."""
+  from vit_jax import build
+
+  if 'max_bad_share' in inspect.signature(build.resolve(spec['type'])).parameters:
+    spec = {'max_bad_share': max_bad_share, **spec}
+  return build.build(spec)
+
+
+def _print_left_out(counts: Mapping[str, int], damaged: Sequence[str]) -> None:
+  """The table of what was left out; nobody knows how many samples a damaged tar has lost."""
+  from vit_jax import tables
+
+  rows = [*counts.items(), *((sentence, 'unknown') for sentence in damaged)]
+  if rows:
+    print(tables.table(rows, ('left out', 'examples')))
 
 
 def _verify(folder: str) -> int:

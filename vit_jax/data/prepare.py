@@ -5,6 +5,7 @@ another name and renamed when it is whole and on the disk; a run writes those th
 The index is written last: a split has one or is not prepared.
 """
 
+import collections
 import contextlib
 import hashlib
 import itertools
@@ -38,7 +39,8 @@ def prepare(
   Args:
     job: what to write.
     num_workers: processes; 0 writes in this one.
-    max_bad_share: up to this share of the examples, those whose image does not decode are left out.
+    max_bad_share: up to this share of the examples, those are left out whose image does not decode,
+      or that the source cannot use.
     report: called with the progress, that of runs before included.
 
   Returns:
@@ -46,7 +48,7 @@ def prepare(
 
   Raises:
     ValueError: the folder holds another source under this name, somebody else is writing there, too
-      many images are broken, or a worker was killed.
+      many examples are left out, or a worker was killed.
     OSError: a file cannot be read or written. Whatever is raised, the finished shards stay.
   """
   if len(job.source) == 0:
@@ -111,6 +113,12 @@ def verify(
       f'{listed(damaged)}; delete them and give the `vit_jax prepare` that made them again'
     )
   return len(shards), done
+
+
+def left_out_counts(left_out: list[LeftOut]) -> dict[str, int]:
+  """How many examples were left out for each reason, the most frequent first; without details."""
+  reasons = collections.Counter(left['reason'].partition(':')[0] for left in left_out)
+  return dict(reasons.most_common())
 
 
 def _plan(job: Job) -> dict[str, Any]:
@@ -191,9 +199,10 @@ def _write_missing(job: Job, entries, num_workers: int, max_share: float, report
     left_out.extend(more)
     report(done, left_out)
     if len(left_out) > max_share * len(job.source):
+      counts = ', '.join(f'{why}: {n}' for why, n in left_out_counts(left_out).items())
       raise ValueError(
-        f'{len(left_out)} of the {done} images read do not decode, too many for a share of '
-        f'{max_share:g} of {len(job.source)}; the first are '
+        f'{len(left_out)} of the {done} examples read are left out ({counts}), too many for a '
+        f'share of {max_share:g} of {len(job.source)}; the first are '
         f'{listed([left["name"] for left in left_out], 5)}: repair or remove them, or allow a '
         'larger share'
       )
@@ -227,7 +236,7 @@ def _index(job: Job, entries: list[dict[str, Any]]) -> dict[str, Any]:
   """The index of a split, from the entries of all its shards."""
   filled = [entry for entry in entries if entry['examples']]
   if not filled:
-    raise ValueError('no image of the source decodes; there is nothing to write')
+    raise ValueError('every example of the source is left out; there is nothing to write')
   for a, b in itertools.pairwise(filled):
     if a['features'] != b['features']:
       raise ValueError(

@@ -29,7 +29,7 @@ def encode(example: dict[str, Any]) -> bytes:
   """One example as a record.
 
   Raises:
-    ValueError: a field is neither bytes, text nor numbers.
+    ValueError: a field is neither bytes, a text, a list of texts nor numbers.
   """
   from flax import serialization
 
@@ -55,20 +55,30 @@ def decode(record: bytes) -> dict[str, Any]:
 
 
 def features(example: dict[str, Any]) -> dict[str, str]:
-  """What each field is: 'bytes', 'str', or a dtype such as 'uint8'."""
-  return {
-    key: type(v).__name__ if isinstance(v, bytes | str) else np.asarray(v).dtype.name
-    for key, v in sorted(example.items())
-  }
+  """What each field is: 'bytes', 'str', 'list of str', or a dtype such as 'uint8'."""
+  return {key: _kind(value) for key, value in sorted(example.items())}
+
+
+def _kind(value: Any) -> str:
+  if _is_texts(value):
+    return 'list of str'
+  return type(value).__name__ if isinstance(value, bytes | str) else np.asarray(value).dtype.name
+
+
+def _is_texts(value: Any) -> bool:
+  return isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
 
 
 def _plain(key: str, value: Any) -> Any:
   if isinstance(value, bytes | str):
     return value
+  if _is_texts(value):
+    return list(value)
   array = np.asarray(value)
   if array.dtype.kind not in 'biuf':
     raise ValueError(
-      f'field {key!r} is {type(value).__name__} ({array.dtype}); choose bytes, str or numbers'
+      f'field {key!r} is {type(value).__name__} ({array.dtype}); choose bytes, str, '
+      'a list of str or numbers'
     )
   # MessagePack keeps the dtype's name, without its byte order.
   return array.astype(array.dtype.newbyteorder('='), copy=False)[()]

@@ -192,10 +192,13 @@ def _write(job: Job, k: int, partial: pathlib.Path, tell: Tell) -> dict[str, Any
 
 
 def _read(source: Any, i: int) -> dict[str, Any]:
-  """Example i with an id; raises BadExample where its image does not decode."""
+  """Example i with an id; raises BadExample where the source does, or its image does not decode."""
   example = {'id': np.int64(i), **source[i]}
   if isinstance(example.get('image'), bytes):
-    decode_image(example['image'])
+    try:
+      decode_image(example['image'])
+    except BadExample as e:
+      raise BadExample(f'image does not decode: {e}') from None
   return example
 
 

@@ -17,6 +17,7 @@ SHORT = {
   'idx': 'data.idx.Idx',
   'parquet': 'data.parquet.Parquet',
   'tfds': 'data.tfds.Tfds',
+  'webdataset': 'data.webdataset.WebDataset',
 }
 HELP = (
   'SPEC names a source: TYPE, TYPE:FIRST or TYPE:FIRST,FIELD=VALUE,... with TYPE one of '
@@ -42,8 +43,8 @@ def parse(text: str) -> dict[str, Any]:
   kind, _, rest = text.partition(':')
   if kind not in SHORT and '.' not in kind:
     raise ValueError(
-      f'unknown source {kind!r} in {text!r}; choose from {listed(list(SHORT))}, or a dotted path '
-      'such as my_package.module.Class'
+      f'unknown source {kind!r} in {text!r}; choose from {listed(SHORT, len(SHORT))}, or a '
+      'dotted path such as my_package.module.Class'
     )
   kind = SHORT.get(kind, kind)
   parameters = inspect.signature(build.resolve(kind)).parameters
