@@ -26,6 +26,7 @@ setup(
     'vit_jax': ['*.css', '*.js'],
     'vit_jax.adapters': ['*.csv'],
     'vit_jax.data.emoji': ['*.png', '*.csv', '*.md', 'LICENSE-*'],
+    'vit_jax.data.prompts': ['*.json', '*.md', 'LICENSE-*'],
     'vit_jax.data.tokenizers': ['*.txt.gz', '*.md', 'LICENSE-*'],
   },
   install_requires=[
