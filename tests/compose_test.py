@@ -132,6 +132,6 @@ def test_real_modules_offer_their_own_public_functions_only(module):
   assert 'compose' not in known
   for name, function in known.items():
     assert name[0] != '_'
-    assert function.__module__.startswith(module.__name__)
+    assert function.__module__.startswith(module.__package__)
     assert function.__doc__, name
   assert "unknown transform 'flop' in 'flop'; choose from " in mistake('flop', module)

@@ -50,7 +50,7 @@ def reference_resize(image, h, w):
 def test_configs_can_name_exactly_these():
   assert set(compose.choices(transforms)) == {
     'decode', 'decode_random_resized_crop', 'random_resized_crop', 'resize_small', 'resize',
-    'central_crop', 'pad_crop', 'flip', 'randaugment', 'views',
+    'central_crop', 'pad_crop', 'flip', 'randaugment', 'views', 'caption', 'template', 'tokenize',
   }  # fmt: skip
 
 
