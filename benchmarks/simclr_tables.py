@@ -3,11 +3,41 @@
 python benchmarks/simclr_tables.py train OUT [--only augment head batch] [--jobs 2]
 python benchmarks/simclr_tables.py table OUT
 
-The three questions of Figure 5, Figure 8 and Figure 9 of arXiv:2002.05709, asked of
-`configs/simclr_emoji.py` in short trainings and read on the validation split: the accuracy of a
-linear probe (l2 0.01, trained on the two styles of the training split), the mean of the four
-styles. Each run takes one core; `train` does what OUT has not. Where a table has several seeds, a
-cell is their mean, and the largest standard deviation of a cell stands below.
+The three questions of Figure 5, Figure 8 and Figure 9 of arXiv:2002.05709, asked of a smaller
+encoder than that of `configs/simclr_emoji.py`, in 20 epochs, and read on the validation split: the
+accuracy of a linear probe (l2 0.01, trained on the two styles of the training split), the mean of
+the four styles. Each run takes one core; `train` does what OUT has not. Where a table has several
+seeds, a cell is their mean, and the largest standard deviation of a cell stands below.
+
+Measured with seed 0 alone, so that a point or two between cells means nothing:
+
+augmentation of one branch   crop  colour  cutout  noise   blur
+---------------------------------------------------------------
+crop                        0.377   0.367   0.385  0.391  0.401
+colour                      0.367   0.313   0.333  0.345  0.321
+cutout                      0.385   0.333   0.309  0.321  0.327
+noise                       0.391   0.345   0.321  0.325  0.335
+blur                        0.401   0.321   0.327  0.335  0.341
+
+head        encoder  layer 1  layer 2  layer 3
+----------------------------------------------
+none          0.423
+linear        0.361    0.345
+MLP           0.351    0.393    0.388
+deeper MLP    0.338    0.393    0.401    0.385
+
+batch  10 epochs  20 epochs  40 epochs
+--------------------------------------
+32         0.364      0.386      0.381
+64         0.335      0.348      0.396
+128        0.365      0.351      0.386
+256        0.341      0.362      0.367
+
+As in the paper, cropping is the strongest single operation, and every pair with it is ahead of
+every pair without. Crop and colour are not the strongest pair here: crop and blur are. In trainings
+this short a head does not help: without one the encoder is ahead by 7 points, and with one the
+layers of the head are ahead of what they read. A small batch is as good as a large one, at all
+three lengths: it makes more steps.
 """
 
 import argparse
@@ -22,6 +52,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 SEEDS = (0, 1)
 EPOCHS = 20
 STYLES = ('google', 'twitter', 'openmoji', 'noto-mono')
+# Of both branches, where the question is not which.
+AUGMENT = (
+  'affine(scale=(0.6, 1.2), aspect=1.2, rotate=12, shear=0.08, shift=0.1, flip=0.5)'
+  '| color_distort(0.5, p=0.8, gray=0.2) | outline(0.5) | sketch(0.3) | stencil(0.15)'
+  '| background(p=0)'
+)
 # Single operations, each always applied.
 OPERATIONS = {
   'crop': 'random_resized_crop(min_area=0.2)',
@@ -35,11 +71,13 @@ BATCHES, LENGTHS = (32, 64, 128, 256), (10, 20, 40)
 
 
 def base(seed):
-  """The recipe for a shorter time."""
+  """The recipe with a smaller encoder, more outlines, and a shorter time."""
   from vit_jax import config as config_lib
 
   config = config_lib.load(str(ROOT / 'configs/simclr_emoji.py')).unlock()
   config.seed = seed
+  config.objective.augment = AUGMENT
+  config.objective.encoder.update(width=96, depth=4, num_heads=3, mlp_dim=192)
   config.total = dict(epochs=EPOCHS)
   config.optimizer.warmup = dict(epochs=3)
   return config

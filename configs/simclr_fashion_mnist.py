@@ -4,7 +4,10 @@ apt-get install dataset-fashion-mnist
 python -m vit_jax.main --config configs/simclr_fashion_mnist.py --workdir /tmp/simclr_fashion_mnist
 Other places: --config.data.source.directory=FOLDER of the four files as published, and the same for
 the evaluators' sources; `:tfds` reads what TFDS has prepared. No label is seen in training.
-Hardware: meant for 2 CPU cores and an hour; not yet trained to its end, so no accuracy is claimed.
+Hardware: one CPU core, 72 minutes of training beside tests on the other; not timed alone. The last
+evaluation takes half as long again: the probe of pixels is fitted with nine l2.
+Measured (seed 0; nothing was tuned): the linear probe on the test split 0.895, of a random encoder
+0.773, of pixels 0.843; 20-NN on validation 0.880, 0.745, 0.849.
 """
 
 import ml_collections
