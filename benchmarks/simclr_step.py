@@ -13,8 +13,10 @@ after the first two, in milliseconds; `augmentation` is what the views take alon
 Measured on 2 CPU cores alone, jax 0.10.2, torch 2.13, timm 1.0.31, lightly 1.6:
 
               images  ours  pytorch  times faster
-step             128  2390     3449          1.44
-augmentation     128     9      120         13.87
+step             128  2321     2827          1.22
+augmentation     128     9      126         13.48
+
+An earlier run had 2390 and 3449 for the step.
 """
 
 import argparse
