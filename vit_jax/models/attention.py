@@ -27,6 +27,13 @@ init = nn.initializers
 logical = nn.with_logical_partitioning
 
 
+def check_attention(implementation: str, dtype: Any) -> None:
+  """Raises `ValueError` for an unknown implementation, or one that lacks the dtype."""
+  check_choice('attention', implementation, IMPLEMENTATIONS)
+  if implementation == 'cudnn' and jnp.dtype(dtype) == jnp.float32:
+    raise ValueError("attention 'cudnn' needs dtype 'bfloat16' or 'float16', not 'float32'")
+
+
 def layer_norm(
   name: str, epsilon: float, dtype: Any, *, axis: str = 'embed', bias: bool = True
 ) -> nn.LayerNorm:

@@ -14,13 +14,12 @@ import numpy as np
 
 from vit_jax.arrays import Array
 from vit_jax.choices import check_choice
-from vit_jax.models.attention import IMPLEMENTATIONS as ATTENTIONS
-from vit_jax.models.attention import Attention
-from vit_jax.models.convolution import IMPLEMENTATIONS as CONVOLUTIONS
+from vit_jax.models.attention import Attention, check_attention
+from vit_jax.models.convolution import IMPLEMENTATIONS
+from vit_jax.models.dense import check_dtype
 from vit_jax.models.features import Features
 from vit_jax.models.positions import resample
 from vit_jax.models.resnet import batch_norm, conv
-from vit_jax.models.vit import DTYPES
 
 init = nn.initializers
 logical = nn.with_logical_partitioning
@@ -163,11 +162,9 @@ class ClipResNet(nn.Module):
   dtype: Any = 'float32'
 
   def __post_init__(self) -> None:
-    check_choice('dtype', getattr(self.dtype, '__name__', str(self.dtype)), DTYPES)
-    check_choice('convolution', self.convolution, CONVOLUTIONS)
-    check_choice('attention', self.attention, ATTENTIONS)
-    if self.attention == 'cudnn' and jnp.dtype(self.dtype) == jnp.float32:
-      raise ValueError("attention 'cudnn' needs dtype 'bfloat16' or 'float16', not 'float32'")
+    check_dtype(self.dtype)
+    check_choice('convolution', self.convolution, IMPLEMENTATIONS)
+    check_attention(self.attention, self.dtype)
     size = self.size
     if len(size.blocks) != 4 or min(size.blocks) < 1:
       raise ValueError(f'blocks must be at least 1 in each of four stages, got {size.blocks}')

@@ -9,12 +9,19 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.arrays import Array
+from vit_jax.choices import check_choice
 
+DTYPES = ('float32', 'bfloat16', 'float16')  # of a computation
 # What a policy of rematerialization knows a product by: it does not look into a custom gradient.
 PRODUCT = 'product'
 
 init = nn.initializers
 logical = nn.with_logical_partitioning
+
+
+def check_dtype(dtype: Any) -> None:
+  """Raises `ValueError` for a dtype, or the name of one, that no computation is in."""
+  check_choice('dtype', getattr(dtype, '__name__', str(dtype)), DTYPES)
 
 
 class Weights(nn.Module):

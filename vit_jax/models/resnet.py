@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from vit_jax.arrays import Array
 from vit_jax.choices import check_choice
 from vit_jax.models.convolution import IMPLEMENTATIONS, Convolution
+from vit_jax.models.dense import check_dtype
 from vit_jax.models.features import Features
-from vit_jax.models.vit import DTYPES
 
 init = nn.initializers
 logical = nn.with_logical_partitioning
@@ -153,7 +153,7 @@ class ResNet(nn.Module):
   dtype: Any = 'float32'
 
   def __post_init__(self) -> None:
-    check_choice('dtype', getattr(self.dtype, '__name__', str(self.dtype)), DTYPES)
+    check_dtype(self.dtype)
     check_choice('convolution', self.convolution, IMPLEMENTATIONS)
     blocks = self.size.blocks
     if not blocks or min(blocks) < 1:

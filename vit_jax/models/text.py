@@ -7,13 +7,13 @@ import jax.numpy as jnp
 
 from vit_jax.arrays import Array
 from vit_jax.choices import check_choice
-from vit_jax.models.attention import IMPLEMENTATIONS, layer_norm
+from vit_jax.models.attention import check_attention, layer_norm
+from vit_jax.models.dense import check_dtype
 from vit_jax.models.features import Features
 from vit_jax.models.pooling import MapHead
 from vit_jax.models.sizes import Size
 from vit_jax.models.stack import REMAT, apply_blocks
 from vit_jax.models.transformer import ACTIVATIONS, Mlp
-from vit_jax.models.vit import DTYPES
 
 init = nn.initializers
 logical = nn.with_logical_partitioning
@@ -96,12 +96,10 @@ class TextTransformer(nn.Module):
 
   def __post_init__(self) -> None:
     check_choice('pooling', self.pooling, POOLINGS)
-    check_choice('attention', self.attention, IMPLEMENTATIONS)
     check_choice('activation', self.activation, ACTIVATIONS)
     check_choice('remat', self.remat, REMAT)
-    check_choice('dtype', getattr(self.dtype, '__name__', str(self.dtype)), DTYPES)
-    if self.attention == 'cudnn' and jnp.dtype(self.dtype) == jnp.float32:
-      raise ValueError("attention 'cudnn' needs dtype 'bfloat16' or 'float16', not 'float32'")
+    check_dtype(self.dtype)
+    check_attention(self.attention, self.dtype)
     for field in ('dropout', 'drop_path'):
       if not 0 <= getattr(self, field) < 1:
         raise ValueError(f'{field} is a probability below 1, not {getattr(self, field)}')
@@ -245,7 +243,7 @@ class CBOW(nn.Module):
 
   def __post_init__(self) -> None:
     check_choice('activation', self.activation, ACTIVATIONS)
-    check_choice('dtype', getattr(self.dtype, '__name__', str(self.dtype)), DTYPES)
+    check_dtype(self.dtype)
     if min(self.vocab_size, self.width) < 1:
       raise ValueError(
         f'vocab_size and width must be at least 1, got {self.vocab_size} and {self.width}'

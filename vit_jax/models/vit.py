@@ -12,8 +12,9 @@ import numpy as np
 
 from vit_jax.arrays import Array
 from vit_jax.choices import check_choice
-from vit_jax.models.attention import IMPLEMENTATIONS, layer_norm
+from vit_jax.models.attention import check_attention, layer_norm
 from vit_jax.models.conv_stem import ConvStem
+from vit_jax.models.dense import check_dtype
 from vit_jax.models.features import Features
 from vit_jax.models.hybrid import CONSTANTS, ResNetStem, published_stem
 from vit_jax.models.interpolation import POSITION_METHODS
@@ -24,14 +25,13 @@ from vit_jax.models.sizes import VARIANTS, Size, patch_of, size_of
 from vit_jax.models.stack import REMAT, apply_blocks
 from vit_jax.models.transformer import ACTIVATIONS
 
-__all__ = ['DTYPES', 'POOLINGS', 'POSITIONS', 'VARIANTS', 'Size', 'ViT']
+__all__ = ['POOLINGS', 'POSITIONS', 'VARIANTS', 'Size', 'ViT']
 
 init = nn.initializers
 logical = nn.with_logical_partitioning
 
 POOLINGS = ('token', 'mean', 'map')
 POSITIONS = ('learned', 'sincos2d')
-DTYPES = ('float32', 'bfloat16', 'float16')
 
 
 class ViT(nn.Module):
@@ -121,12 +121,10 @@ class ViT(nn.Module):
     check_choice('positions', self.positions, POSITIONS)
     check_choice('stem_constants', self.stem_constants, CONSTANTS)
     check_choice('position_resize', self.position_resize, POSITION_METHODS)
-    check_choice('attention', self.attention, IMPLEMENTATIONS)
     check_choice('activation', self.activation, ACTIVATIONS)
     check_choice('remat', self.remat, REMAT)
-    check_choice('dtype', getattr(self.dtype, '__name__', str(self.dtype)), DTYPES)
-    if self.attention == 'cudnn' and jnp.dtype(self.dtype) == jnp.float32:
-      raise ValueError("attention 'cudnn' needs dtype 'bfloat16' or 'float16', not 'float32'")
+    check_dtype(self.dtype)
+    check_attention(self.attention, self.dtype)
     for field in ('dropout', 'drop_path', 'patch_dropout'):
       if not 0 <= getattr(self, field) < 1:
         raise ValueError(f'{field} is a probability below 1, not {getattr(self, field)}')
