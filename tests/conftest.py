@@ -2,7 +2,9 @@
 
 import importlib.util
 import os
+import socket
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -55,3 +57,34 @@ def make_disk(tmp_path):
   yield make
   if folder.is_mount():
     subprocess.run(['umount', '-l', str(folder)], check=True)
+
+
+@pytest.fixture
+def run_two_processes(tmp_path):
+  """A function that runs a script in two processes of 4 devices each, to their end.
+
+  The script's arguments are the address of the first, its own number, and `tmp_path`.
+  """
+
+  def run(script: str) -> None:
+    with socket.socket() as free:
+      free.bind(('localhost', 0))
+      address = f'localhost:{free.getsockname()[1]}'
+    environment = {
+      **os.environ,
+      'PYTHONPATH': str(Path(__file__).parents[1]),
+      'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
+      'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
+    }
+    processes = [
+      subprocess.Popen(
+        [sys.executable, '-c', script, address, str(i), str(tmp_path)],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+      )
+      for i in range(2)
+    ]  # fmt: skip
+    for process in processes:
+      out, _ = process.communicate(timeout=300)
+      assert process.returncode == 0, out
+
+  return run

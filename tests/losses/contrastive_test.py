@@ -1,9 +1,5 @@
 import functools
 import math
-import os
-import socket
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -15,7 +11,6 @@ import pytest
 from vit_jax import sharding
 from vit_jax.losses import contrastive
 
-ROOT = Path(__file__).parents[2]
 B, D, T = 12, 16, 0.1
 MESHES = [dict(data=8), dict(data=2, fsdp=2, tensor=2)]
 LABELS = np.arange(B) % 5
@@ -198,27 +193,8 @@ PROCESS = """
 """
 
 
-def test_two_processes_as_one(tmp_path):
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    address = f'localhost:{free.getsockname()[1]}'
-  script = textwrap.dedent(PROCESS).format(tests=str(Path(__file__).parent))
-  environment = {
-    **os.environ,
-    'PYTHONPATH': str(ROOT),
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
-    'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
-  }
-  processes = [
-    subprocess.Popen(
-      [sys.executable, '-c', script, address, str(i), str(tmp_path)],
-      env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )
-    for i in range(2)
-  ]  # fmt: skip
-  for process in processes:
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, out
+def test_two_processes_as_one(tmp_path, run_two_processes):
+  run_two_processes(textwrap.dedent(PROCESS).format(tests=str(Path(__file__).parent)))
   (loss, _), (grad, _) = value_and_grad(embeddings(batch=16), **DENSE)
   for name in ('dense', 'ring'):
     for index in (0, 1):

@@ -1,9 +1,5 @@
 import functools
 import math
-import os
-import socket
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -15,7 +11,6 @@ import pytest
 from vit_jax import sharding
 from vit_jax.losses import image_text
 
-ROOT = Path(__file__).parents[2]
 B, D = 12, 16
 SCALE, BIAS = 14.3, -10.0
 LOSSES = ['cross_entropy', 'sigmoid']
@@ -328,28 +323,9 @@ PROCESS = """
 """
 
 
-def test_two_processes_equal_open_clip_in_one(tmp_path):
+def test_two_processes_equal_open_clip_in_one(tmp_path, run_two_processes):
   pytest.importorskip('open_clip')
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    address = f'localhost:{free.getsockname()[1]}'
-  script = textwrap.dedent(PROCESS).format(tests=str(Path(__file__).parent))
-  environment = {
-    **os.environ,
-    'PYTHONPATH': str(ROOT),
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
-    'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
-  }
-  processes = [
-    subprocess.Popen(
-      [sys.executable, '-c', script, address, str(i), str(tmp_path)],
-      env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )
-    for i in range(2)
-  ]  # fmt: skip
-  for process in processes:
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, out
+  run_two_processes(textwrap.dedent(PROCESS).format(tests=str(Path(__file__).parent)))
   for name in LOSSES:
     loss, gradients = of_open_clip(name, *embeddings(batch=16), SCALE, BIAS)
     for how in ('dense', 'ring'):
