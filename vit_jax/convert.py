@@ -12,7 +12,7 @@ from flax import traverse_util
 
 from vit_jax.adapters import ours, write
 from vit_jax.adapters.formats import COMPANIONS, FORMATS, WEIGHTS, open_checkpoint
-from vit_jax.adapters.layout import Preprocessing
+from vit_jax.adapters.layout import Preprocessing, inside
 from vit_jax.adapters.tensors import SUFFIXES
 from vit_jax.checkpoint import named, write_json
 from vit_jax.choices import check_choice, listed
@@ -123,12 +123,13 @@ def plain(model: Model) -> Model:
     spec.setdefault(name, getattr(objective, name, None))
   arrays = write.one_by_one({name: np.asarray(x) for name, x in named(variables).items()})
   variables = traverse_util.unflatten_dict(arrays, sep='/')
-  return Model(objective, variables, model.preprocessing, model.report, spec, model.classes)
+  return model.replaced(objective, variables, spec)
 
 
 def _write_ours(model: Model, file: Path) -> int:
   arrays = named(model.variables)
-  about = ours.description(model.spec, model.preprocessing, model.classes)
+  tokenizer = model.tokenizer_spec if model.has_text else None
+  about = ours.description(model.spec, model.preprocessing, model.classes, tokenizer)
   write.save(file, {**arrays, ours.DESCRIPTION: about})
   return len(arrays)
 
@@ -210,13 +211,18 @@ def _facts(
   objective: nn.Module, spec: Mapping[str, Any], preprocessing: Preprocessing
 ) -> dict[str, Any]:
   """All that decides what a model gives for an image, beside its weights."""
-  encoder = objective.encoder
-  names = [field.name for field in dataclasses.fields(encoder)]
-  facts = {name: ours.tuples(getattr(encoder, name)) for name in names if name not in _IMMATERIAL}
-  for name in ('size', 'patch'):
-    facts[name] = getattr(encoder, name, None)
+  facts = _fields(getattr(objective, inside(spec)))
+  if 'text' in spec:
+    facts |= {f'text.{name}': value for name, value in _fields(objective.text).items()}
+    facts['loss'] = objective.loss
   for name in ('mean', 'std'):
     value = spec.get(name)
     colours = value if value is None else np.broadcast_to(value, preprocessing.channels).tolist()
     facts[name] = colours
   return {**facts, 'preprocessing': preprocessing.host}
+
+
+def _fields(encoder: nn.Module) -> dict[str, Any]:
+  names = [field.name for field in dataclasses.fields(encoder)]
+  facts = {name: ours.tuples(getattr(encoder, name)) for name in names if name not in _IMMATERIAL}
+  return {**facts, **{name: getattr(encoder, name, None) for name in ('size', 'patch')}}

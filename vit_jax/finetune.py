@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vit_jax.adapters.layout import Facts, Layout, Preprocessing, innermost
+from vit_jax.adapters.layout import Facts, Layout, Preprocessing, image_tower, innermost
 from vit_jax.adapters.ours import tuples
 from vit_jax.build import build, resolve
 from vit_jax.choices import check_choice, listed
@@ -145,6 +145,8 @@ def open_start(options: Options) -> Start:
       patches do not divide the size.
   """
   _, layout = open_fields(options.checkpoint)
+  if 'image' in layout.objective:
+    layout = image_tower(layout)
   spec, preprocessing = layout.objective, layout.preprocessing
   if 'encoder' not in spec:
     raise ValueError(f'{options.init} is a {spec["type"]}, which has no encoder to start from')

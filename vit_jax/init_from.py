@@ -11,7 +11,7 @@ from flax import traverse_util
 
 from vit_jax import rules
 from vit_jax.adapters.formats import open_checkpoint
-from vit_jax.adapters.layout import Layout
+from vit_jax.adapters.layout import Layout, image_tower
 from vit_jax.adapters.read import read_variables, stacked_name
 from vit_jax.adapters.tensors import Tensors
 from vit_jax.checkpoint import find_state, named, read_json
@@ -86,6 +86,8 @@ def _from_checkpoint(
   """Arrays by their names here, and what to say of them."""
   fresh = rules.match('init_from.fresh', fields.get('fresh') or (), list(here))
   tensors, layout = open_fields(fields)
+  if 'image' in layout.objective and not any(name.startswith('params/image/') for name in here):
+    layout = image_tower(layout)
   theirs = {name: _in_state(name) for rule in layout.rules for name in rule.ours}
   renamed = {name: _renamed(in_state, mapping) for name, in_state in theirs.items()}
   _check_one_each(

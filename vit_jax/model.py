@@ -15,9 +15,9 @@ from PIL import Image
 
 from vit_jax import compose
 from vit_jax.adapters import write
-from vit_jax.adapters.layout import Preprocessing
+from vit_jax.adapters.layout import TOWERS, Preprocessing, inside
 from vit_jax.adapters.read import Report
-from vit_jax.arrays import Array
+from vit_jax.arrays import Array, Batch
 from vit_jax.data import transforms
 from vit_jax.data.decode import MODES, as_array, decode_image
 
@@ -30,7 +30,9 @@ _SUPERVISED = 'objectives.supervised.Supervised'
 
 
 def method_of(spec: Mapping[str, Any]) -> str:
-  """What a model of this spec is called for: 'logits', or 'features' where it has no head."""
+  """What a model is called for: 'logits', 'features' without a head, 'embeddings' beside texts."""
+  if 'text' in spec:
+    return 'embeddings'
   headless = spec['type'] == _SUPERVISED and spec.get('num_classes') is None
   return 'features' if headless else 'logits'
 
@@ -66,6 +68,12 @@ class Model:
     self.report, self.spec, self.classes = report, spec, tuple(classes)
     self._compiled: dict[str, Callable[..., Array]] = {}
 
+  def replaced(
+    self, objective: nn.Module, variables: Mapping[str, Any], spec: Mapping[str, Any]
+  ) -> 'Model':
+    """The same with another module, its variables, and what `build` makes it of."""
+    return Model(objective, variables, self.preprocessing, self.report, spec, self.classes)
+
   @property
   def params(self) -> Any:
     """The parameters, a nested dict."""
@@ -76,10 +84,15 @@ class Model:
     """Whether it gives logits."""
     return method_of(self.spec) == 'logits'
 
+  @property
+  def has_text(self) -> bool:
+    """Whether it has a text tower."""
+    return method_of(self.spec) == 'embeddings'
+
   def __call__(
     self, images: Any, *, batch_size: int = BATCH_SIZE, preprocessed: bool = False
   ) -> np.ndarray:
-    """Logits `[N, K]` of images, or, without a head, features `[N, D]`; float32.
+    """Logits `[N, K]` of images; features `[N, D]` without a head, embeddings beside texts.
 
     Raises:
       ValueError: no images, or nobody knows mean and std.
@@ -97,7 +110,8 @@ class Model:
       ValueError: as of a call, or there is no head.
     """
     if not self.has_head:
-      raise ValueError(f'{self.report.origin} has no head, so it gives features and no classes')
+      gives = method_of(self.spec)
+      raise ValueError(f'{self.report.origin} has no head, so it gives {gives} and no classes')
     logits = self(images, batch_size=batch_size, preprocessed=preprocessed)
     return np.asarray(
       jax.nn.sigmoid(logits) if self.spec.get('loss') == 'sigmoid' else jax.nn.softmax(logits)
@@ -155,7 +169,8 @@ class Model:
     logits = program.call(images)  # uint8 [N, H, W, C] of the model's size, as `preprocess` gives
     ```
 
-    Without a head it gives features. Writing it takes five times the memory of the weights.
+    Without a head it gives features, beside a text tower embeddings. Writing it takes five times
+    the memory of the weights.
 
     JAX guarantees that releases up to 6 months newer than the one that exported can run it, and
     those up to 3 weeks older:
@@ -177,9 +192,10 @@ class Model:
     if sum(x.nbytes for x in jax.tree.leaves(variables)) >= 2**31:
       raise ValueError(f'{self.report.origin} has weights of 2 GiB or more; jax.export takes less')
     objective, method = self.objective, method_of(self.spec)
-    encoder = getattr(objective, 'encoder', None)
+    tower = inside(self.spec)
+    encoder = tower and getattr(objective, tower)
     if hasattr(encoder, 'attention'):
-      objective = objective.clone(encoder=encoder.clone(attention='xla'))
+      objective = objective.clone(**{tower: encoder.clone(attention='xla')})
 
     def program(images: Array) -> Array:
       out = objective.apply(variables, {'image': images}, method=method)
@@ -196,17 +212,27 @@ class Model:
     self, method: str | Callable[..., Array], images: Any, batch_size: int, preprocessed: bool
   ) -> np.ndarray:
     self._check_colours()
+    make = np.asarray if preprocessed else self.preprocess
+    return self._in_batches(method, 'image', _as_list(images), batch_size, make)
+
+  def _in_batches(
+    self,
+    method: str | Callable[..., Array],
+    key: str,
+    examples: Sequence[Any],
+    batch_size: int,
+    make: Callable[[Any], np.ndarray] = np.asarray,
+  ) -> np.ndarray:
+    """What a method gives for examples, which `make` makes an array of, under a batch's key."""
     if batch_size < 1:
       raise ValueError(f'batch_size must be at least 1, got {batch_size}')
-    images = _as_list(images)
     out = []
-    for start in range(0, len(images), batch_size):
-      batch = images[start : start + batch_size]
-      batch = np.asarray(batch) if preprocessed else self.preprocess(batch)
+    for start in range(0, len(examples), batch_size):
+      batch = make(examples[start : start + batch_size])
       count = len(batch)
       padded = min(batch_size, 1 << (count - 1).bit_length())
-      batch = np.concatenate([batch, np.zeros((padded - count, *batch.shape[1:]), np.uint8)])
-      result = self._function(method)(self.variables, batch)
+      batch = np.concatenate([batch, np.zeros((padded - count, *batch.shape[1:]), batch.dtype)])
+      result = self._function(method)(self.variables, {key: batch})
       out.append(np.asarray(result, np.float32)[:count])
     return np.concatenate(out)
 
@@ -226,20 +252,21 @@ class Model:
         )
 
 
-def _call(objective: nn.Module, variables: Any, images: Array, *, method: str) -> Array:
-  return objective.apply(variables, {'image': images}, method=method)
+def _call(objective: nn.Module, variables: Any, batch: Batch, *, method: str) -> Array:
+  return objective.apply(variables, batch, method=method)
 
 
-def _tokens(objective: nn.Module, variables: Any, images: Array) -> Array:
-  """What the encoder called `encoder` gives for tokens while features are computed."""
+def _tokens(objective: nn.Module, variables: Any, batch: Batch) -> Array:
+  """What the encoder of images gives for tokens while features are computed."""
+  tower = next(name for name in TOWERS if hasattr(objective, name))
   _, state = objective.apply(
     variables,
-    {'image': images},
+    batch,
     method='features',
-    capture_intermediates=lambda module, name: (module.path, name) == (('encoder',), '__call__'),
+    capture_intermediates=lambda module, name: (module.path, name) == ((tower,), '__call__'),
     mutable=['intermediates'],
   )
-  return state['intermediates']['encoder']['__call__'][0].tokens
+  return state['intermediates'][tower]['__call__'][0].tokens
 
 
 @functools.cache

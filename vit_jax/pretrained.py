@@ -12,11 +12,12 @@ from jax.sharding import Mesh
 
 from vit_jax import sharding
 from vit_jax.adapters.formats import open_checkpoint
-from vit_jax.adapters.layout import Layout, Preprocessing, innermost
+from vit_jax.adapters.layout import Layout, Preprocessing, innermost, inside
 from vit_jax.adapters.mapping import HEAD
 from vit_jax.adapters.read import read_variables
 from vit_jax.build import build
 from vit_jax.checkpoint import named
+from vit_jax.image_text import ImageTextModel
 from vit_jax.model import Model, method_of
 
 
@@ -55,7 +56,8 @@ def load(
     progress: whether to show the bar of a download.
     seed: of what the checkpoint has not.
     **facts: what the file does not say; an error names the one that is missed: `num_heads`,
-      `activation`, `ln_eps`, `grid`, `pooling`, `mean`, `std`, `classes`.
+      `activation`, `ln_eps`, `grid`, `pooling`, `mean`, `std`, `classes`;
+      `tower='image'` loads a CLIP's encoder of images alone.
 
   Returns:
     The model. Its `report` says what was loaded, resized, initialised, missing and not used.
@@ -107,7 +109,8 @@ def load(
   outputs = getattr(objective, 'num_classes', len(classes))
   if method_of(spec) == 'logits' and len(classes) > outputs:
     raise ValueError(f'{len(classes)} classes are named, and the head has {outputs} outputs')
-  return Model(objective, variables, preprocessing, report, spec, tuple(classes))
+  made = objective, variables, preprocessing, report, spec, classes
+  return ImageTextModel(*made, layout.tokenizer) if 'text' in spec else Model(*made)
 
 
 def change_spec(
@@ -121,19 +124,21 @@ def change_spec(
   Args:
     objective: of a `Layout`.
     size: `(height, width)` of the images.
-    encoder: fields of the innermost encoder to change.
+    encoder: fields of the images' innermost encoder to change.
     num_classes: outputs of a new head; None keeps what there is.
 
   Raises:
-    ValueError: the patch does not divide the size.
+    ValueError: a new head of a model with a text tower, or the patch does not divide the size.
   """
   spec = {**objective}
   if num_classes is not None:
+    if 'text' in spec:
+      raise ValueError("a model with a text tower has no head; tower='image' loads the other alone")
     spec['num_classes'] = num_classes
   inner = spec
-  while 'encoder' in inner:
-    inner['encoder'] = {**inner['encoder']}
-    inner = inner['encoder']
+  while (name := inside(inner)) is not None:
+    inner[name] = {**inner[name]}
+    inner = inner[name]
   inner.update(encoder)
   if inner.get('grid'):
     patch = build({**inner, 'grid': None}).patch
@@ -169,8 +174,12 @@ def _init(
   """A function that makes the model's variables anew, boxed."""
 
   def init() -> Any:
+    key = jax.random.PRNGKey(seed)
     image = jnp.zeros((1, *preprocessing.size, preprocessing.channels), jnp.uint8)
-    return objective.init(jax.random.PRNGKey(seed), {'image': image}, method=method_of(spec))
+    if 'text' not in spec:
+      return objective.init(key, {'image': image}, method=method_of(spec))
+    text = jnp.zeros((1, objective.text.context), jnp.int32)
+    return objective.init(key, {'image': image, 'text': text}, train=False)
 
   return init
 

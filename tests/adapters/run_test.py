@@ -293,3 +293,44 @@ def test_of_a_method_without_logits_the_encoder_is_a_model_without_a_head(tmp_pa
   close(model.features(IMAGES), np.asarray(features))
   unused = [name for name in model.report.unused if 'projection' in name]
   assert 'params/projection/dense_1/kernel' in unused
+
+
+def test_of_clip_both_towers_and_the_tokenizer_or_one_alone(tmp_path):
+  text = dict(
+    type='models.text.TextTransformer', vocab_size=600, context=8, width=16, depth=1, num_heads=2,
+    mlp_dim=24, end_id=599,
+  )  # fmt: skip
+  objective = dict(
+    type='objectives.clip.CLIP', image=dict(**VIT, scan=True), text=text, projection=16,
+    augment='background(p=0.5)', eval_augment='background(p=0)',
+  )  # fmt: skip
+  tokenizer = 'data.tokenizers.clip.ClipBpe'
+  host = f'decode(channels=4) | caption | tokenize("{tokenizer}", vocab_size=600, context=8)'
+  config = make_config(objective, host=host, source=dict(**EMOJI, text=True))
+  state = train.train_and_evaluate(config, tmp_path / 'run')
+  model = load(tmp_path / 'run')
+  assert not model.report.missing
+  tokens = np.stack([model.tokenizer(text) for text in ('a cat', 'rain')])
+  variables = jax.device_get({'params': state.params, **state.model_state})
+  batch = {'image': IMAGES, 'text': tokens}
+
+  def direct(method):
+    return np.asarray(build(config.objective).apply(variables, batch, method=method))
+
+  close(model.embeddings(IMAGES), direct('embeddings'))
+  close(model.text_embeddings(['a cat', 'rain']), direct('text_embeddings'))
+  assert 'params/text/token_embedding' in ' '.join(
+    load(tmp_path / 'run', tower='image').report.unused
+  )
+
+  # A classifier starts from the image tower, unasked.
+  start = dict(checkpoint=str(tmp_path / 'run'), fresh=('params/head/.*',))
+  fine = make_config(
+    dict(**SUPERVISED, encoder=VIT, augment='background', eval_augment='background(p=0)'),
+    init_from=start,
+    host='decode',
+  )
+  fine.optimizer.learning_rate = 1e-30
+  state = train.train_and_evaluate(fine, tmp_path / 'fine')
+  kernel = np.asarray(variables['params']['image']['embedding']['kernel'])
+  np.testing.assert_array_equal(state.params['encoder']['embedding']['kernel'], kernel)

@@ -2,14 +2,18 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vit_jax.adapters.mapping import Rule
 from vit_jax.adapters.tensors import Tensors
-from vit_jax.choices import listed
+from vit_jax.choices import check_choice, listed
 from vit_jax.models.hybrid import STEMS
 from vit_jax.models.vit import VARIANTS, Size
+
+# Fields that hold an encoder of images: of most objectives, and of one with a text tower.
+TOWERS = ('encoder', 'image')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +67,14 @@ class Layout:
     format: its name, such as 'timm'.
     objective: what `build` makes the model of: `objectives.supervised.Supervised` with an encoder
       whose blocks are one by one and, of a ViT with learned positions, whose `grid` is stated.
-      Without `num_classes` it has no head; `mean` and `std` are None where nobody says them.
+      Without `num_classes` it has no head; `mean` and `std` are None where nobody says them. Or
+      `objectives.clip.CLIP`, with such an encoder as `image`.
     preprocessing: of its images.
     rules: from its arrays to variables called 'params/encoder/...', 'params/head/...',
-      'batch_stats/encoder/...'.
+      'batch_stats/encoder/...'; of both towers 'params/image/...', 'params/text/...'.
     classes: names of the outputs, where they are known.
     shapes: of the variables, by name, where the file itself has them; else those of `objective`.
+    tokenizer: what `build` makes the text tower's tokenizer of; None where nobody says it.
   """
 
   format: str
@@ -77,6 +83,7 @@ class Layout:
   rules: Sequence[Rule]
   classes: Sequence[str] = ()
   shapes: Mapping[str, tuple[int, ...]] | None = None
+  tokenizer: Mapping[str, Any] | None = None
 
   @property
   def encoder(self) -> Mapping[str, Any]:
@@ -85,10 +92,32 @@ class Layout:
 
 
 def innermost(spec: Mapping[str, Any]) -> Mapping[str, Any]:
-  """What an objective, or an encoder around another, is made on: the last `encoder` inside."""
-  while 'encoder' in spec:
-    spec = spec['encoder']
+  """What an objective, or an encoder around another, is made on: the last one inside."""
+  while (name := inside(spec)) is not None:
+    spec = spec[name]
   return spec
+
+
+def inside(spec: Mapping[str, Any]) -> str | None:
+  """The field of an objective, or of an encoder around another, that holds the images' encoder."""
+  return next((name for name in TOWERS if name in spec), None)
+
+
+def image_tower(layout: Layout) -> Layout:
+  """Of a layout of both towers, that of the images alone, a model without a head.
+
+  What belongs to the rest is reported as not used.
+  """
+  objective = layout.objective
+  fields = {name: objective[name] for name in ('mean', 'std', 'eval_augment') if name in objective}
+  alone = {**supervised(objective['image'], None, 0.5, 0.5), **fields}
+
+  def renamed(name: str) -> str:
+    return re.sub(r'^(\w+)/image/', r'\1/encoder/', name)
+
+  rules = [rule._replace(ours=tuple(map(renamed, rule.ours))) for rule in layout.rules]
+  shapes = layout.shapes and {renamed(name): shape for name, shape in layout.shapes.items()}
+  return dataclasses.replace(layout, objective=alone, rules=rules, shapes=shapes, tokenizer=None)
 
 
 def supervised(
@@ -109,6 +138,19 @@ def supervised(
   return {**spec, 'mean': mean, 'std': std}
 
 
+def one_tower(layout: Layout, facts: 'Facts') -> Layout:
+  """A layout, or, where the caller asks for the image tower of two, that one.
+
+  Raises:
+    ValueError: another tower is asked for.
+  """
+  if 'image' not in layout.objective:
+    return layout
+  tower = facts.get('tower', 'both')
+  check_choice('tower', tower, ('both', 'image'))
+  return image_tower(layout) if tower == 'image' else layout
+
+
 class Facts:
   """What a file does not say and the caller may: `load(..., num_heads=6)`.
 
@@ -116,7 +158,7 @@ class Facts:
   """
 
   NAMES = (
-    'activation', 'classes', 'grid', 'ln_eps', 'mean', 'num_heads', 'pooling', 'std',
+    'activation', 'classes', 'grid', 'ln_eps', 'mean', 'num_heads', 'pooling', 'std', 'tower',
   )  # fmt: skip
 
   def __init__(self, given: Mapping[str, Any]):

@@ -44,14 +44,17 @@ def describe(tensors: Tensors, facts: Facts, files: Mapping[str, Any]) -> Layout
     fields = tuples(json.loads(bytes(tensors[DESCRIPTION])))
     objective, classes = fields['objective'], tuple(fields['classes'])
     preprocessing = Preprocessing(**fields['preprocessing'])
+    tokenizer = fields.get('tokenizer')
     _check_types(objective)
+    _check_tokenizer(tokenizer)
   except (ValueError, LookupError, TypeError) as e:
     raise ValueError(f'{tensors.path} does not say what it is ({e})') from None
   objective = with_colours(objective, facts)
   names = [name for name in tensors if name != DESCRIPTION]
   rules = [*(same(name, name) for name in names), not_read(DESCRIPTION)]
   shapes = {name: tensors.shapes[name][0] for name in names}
-  return Layout('vit_jax', objective, preprocessing, rules, facts.get('classes', classes), shapes)
+  classes = facts.get('classes', classes)
+  return Layout('vit_jax', objective, preprocessing, rules, classes, shapes, tokenizer)
 
 
 def with_colours(objective: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
@@ -61,7 +64,10 @@ def with_colours(objective: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
 
 
 def description(
-  objective: Mapping[str, Any], preprocessing: Preprocessing, classes: Iterable[str]
+  objective: Mapping[str, Any],
+  preprocessing: Preprocessing,
+  classes: Iterable[str],
+  tokenizer: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
   """What a file says of itself, `[N]` uint8.
 
@@ -69,17 +75,21 @@ def description(
     objective: what `build` makes the model of.
     preprocessing: of its images.
     classes: names of its outputs.
+    tokenizer: what `build` makes the text tower's tokenizer of.
 
   Raises:
     ValueError: a part of the model is none of ours, so that the file could not be read.
   """
   objective = one_by_one(objective)
   _check_types(objective)
+  _check_tokenizer(tokenizer)
   fields = {
     'objective': objective,
     'preprocessing': vars(preprocessing),
     'classes': list(classes),
   }
+  if tokenizer is not None:
+    fields['tokenizer'] = dict(tokenizer)
   # A dtype may be NumPy's or JAX's own.
   text = json.dumps(fields, default=lambda value: jnp.dtype(value).name)
   return np.frombuffer(text.encode(), np.uint8)
@@ -106,6 +116,13 @@ def tuples(value: Any) -> Any:
 def not_read(name: str) -> Rule:
   """An array of theirs that is no variable."""
   return Rule((), (name,), lambda *_: [], lambda _: [])
+
+
+def _check_tokenizer(spec: Any) -> None:
+  """Raises ValueError where it is none of our tokenizers."""
+  path = spec.get('type') if isinstance(spec, Mapping) else spec
+  if path is not None and not re.fullmatch(r'data\.tokenizers\.\w+\.\w+', str(path)):
+    raise ValueError(f'{path!r} is no tokenizer of vit_jax')
 
 
 def _check_types(spec: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax.adapters.layout import Layout
+from vit_jax.adapters.layout import TOWERS, Layout
 from vit_jax.adapters.mapping import Rule
 from vit_jax.adapters.resize import resize_patches, resize_positions
 from vit_jax.adapters.tensors import Tensors
@@ -186,7 +186,7 @@ def _fit(
 ) -> tuple[np.ndarray, str]:
   """The array in the shape that is wanted, and how it came to it; '' where it had it."""
   encoder = layout.encoder
-  positions = name.endswith(f'encoder/{POSITIONS}')
+  positions = name.endswith(tuple(f'{tower}/{POSITIONS}' for tower in TOWERS))
   # Grids of 2x8 and 4x4 have as many positions.
   if value.shape == shape and not (positions and grid and tuple(grid) != tuple(encoder['grid'])):
     return value, ''
@@ -199,7 +199,8 @@ def _fit(
       method = encoder.get('position_resize', 'bicubic')
       value = resize_positions(value, old, new, prefix=prefix, method=method)
       return value, f'from a grid of {old[0]}x{old[1]} to {new[0]}x{new[1]} ({method})'
-  if name.endswith('encoder/embedding/kernel') and value.shape[2:] == shape[2:]:
+  patches = name.endswith(tuple(f'{tower}/embedding/kernel' for tower in TOWERS))
+  if patches and value.shape[2:] == shape[2:]:
     old = 'x'.join(map(str, value.shape[:2]))
     return resize_patches(value, shape[:2]), f'from patches of {old} to {shape[0]}x{shape[1]}'
   raise ValueError(

@@ -9,6 +9,7 @@ import numpy as np
 
 from vit_jax import compose
 from vit_jax.adapters.layout import (
+  TOWERS,
   Facts,
   Layout,
   Preprocessing,
@@ -64,21 +65,21 @@ def open_run(
   objective, root = one_by_one(config['objective']), ''
   while 'student' in objective:
     objective, root = objective['student'], f'{root}student/'
-  has_head = hasattr(resolve(objective['type']), 'logits')
-  if not has_head:
+  whole = 'text' in objective or hasattr(resolve(objective['type']), 'logits')
+  if not whole:
     objective = _encoder_alone(objective)
   rules = []
   for name in tensors:
     ours = _variable(name, root, average)
     if not ours:
       rules.append(not_read(name))
-    elif has_head or ours.split('/')[1] == 'encoder':  # The rest is reported as not used.
+    elif whole or ours.split('/')[1] == 'encoder':  # The rest is reported as not used.
       rules.append(_unstacked(ours, name, tensors))
   batch = about.get('batch') or {}  # Older runs do not say it.
   shape = batch.get('views', batch.get('image'))  # [B, H, W, C] or [B, V, H, W, C]
   size = tuple(shape[-3:-1]) if shape else None
   encoder = innermost(objective)
-  ends = 'encoder/pos_embedding'
+  ends = tuple(f'{tower}/pos_embedding' for tower in TOWERS)
   positions = next((n for n in tensors if _variable(n, root, average).endswith(ends)), None)
   if positions and not encoder.get('grid'):
     tokens = tensors.shapes[positions][0][1] - (encoder.get('pooling', 'token') == 'token')
@@ -94,7 +95,10 @@ def open_run(
     )
   objective = with_colours(objective, facts)
   classes = facts.get('classes', tuple(about.get('classes') or ()))
-  return tensors, Layout('vit_jax run', objective, preprocessing, rules, classes)
+  tokenizer = _tokenizer(config['data']['host']) if 'text' in objective else None
+  return tensors, Layout(
+    'vit_jax run', objective, preprocessing, rules, classes, tokenizer=tokenizer
+  )
 
 
 def read_host(
@@ -143,6 +147,15 @@ def _evaluation(config: Mapping[str, Any]) -> str:
   best = ((config.get('checkpoint') or {}).get('best') or '').partition('/')[0]
   hosts = [spec.get('host') for spec in (evals.get(best, {}), *evals.values())]
   return next(filter(None, hosts), config['data']['host'])
+
+
+def _tokenizer(host: str) -> dict[str, Any] | None:
+  """What the host transforms of training make tokens with; None where they make none."""
+  for name, args, kwargs in compose.parse(host):
+    if name == 'tokenize':
+      fields = {**dict(zip(('tokenizer',), args, strict=True)), **kwargs}
+      return {'type': fields.pop('tokenizer', 'data.tokenizers.clip.ClipBpe'), **fields}
+  return None
 
 
 def _variable(name: str, root: str, average: bool) -> str:
