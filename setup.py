@@ -25,6 +25,7 @@ setup(
   package_data={
     'vit_jax': ['*.css', '*.js'],
     'vit_jax.adapters': ['*.csv'],
+    'vit_jax.data.class_maps': ['*.txt', '*.json', '*.md', 'LICENSE-*'],
     'vit_jax.data.emoji': ['*.png', '*.csv', '*.md', 'LICENSE-*'],
     'vit_jax.data.prompts': ['*.json', '*.md', 'LICENSE-*'],
     'vit_jax.data.tokenizers': ['*.txt.gz', '*.md', 'LICENSE-*'],

@@ -1,5 +1,6 @@
-"""ImageNet's test sets: names, splits, the classes that occur, and ReaL's several labels."""
+"""ImageNet's test sets: names, splits, folders, the classes that occur, and several labels."""
 
+import collections
 import io
 import pickle
 import types
@@ -15,7 +16,7 @@ tfds = pytest.importorskip('tensorflow_datasets')
 
 from vit_jax import sharding  # noqa: E402
 from vit_jax.build import build  # noqa: E402
-from vit_jax.data import test_sets  # noqa: E402
+from vit_jax.data import class_maps, test_sets  # noqa: E402
 from vit_jax.evaluators.classification import Classification  # noqa: E402
 
 FOLDER = Path(tfds.__file__).parent / 'datasets'
@@ -134,3 +135,102 @@ def test_mistakes(tmp_path):
   data_dir = prepare(tmp_path, 'imagenet_r/0.2.0', 'test', [0, 1], names=WNIDS[:200])
   with pytest.raises(ValueError, match='has 200 classes in its description, not the 1000'):
     test_sets.test_set('imagenet_r', data_dir)
+
+
+def test_the_lists_have_the_counts_of_the_papers():
+  assert tuple(WNIDS) == class_maps.IMAGENET and len(WNIDS) == 1000
+  assert list(class_maps.IMAGENET) == sorted(set(WNIDS))
+  labels = [i for one in class_maps.OBJECTNET.values() for i in one]
+  assert len(class_maps.OBJECTNET) == 313
+  assert sum(bool(one) for one in class_maps.OBJECTNET.values()) == 113
+  assert len(labels) == len(set(labels))  # so that no class is two folders
+  by_name = {name: [WNIDS[i] for i in one] for name, one in class_maps.OBJECTNET.items()}
+  assert by_name['alarm_clock'] == ['n02708093', 'n03196217']  # analog and digital clock
+  assert by_name['pen'] == ['n02783161', 'n04033901', 'n03388183']  # ballpoint, quill, fountain pen
+  assert by_name['sunglasses'] == ['n04356056']
+  assert by_name['ribbon'] == by_name['tomato'] == []
+
+
+def test_the_lists_are_those_of_timm():
+  timm = pytest.importorskip('timm')
+  folder = Path(timm.__file__).parent / 'data' / '_info'
+  for name, labels in (('a', test_sets.IMAGENET_A), ('r', test_sets.IMAGENET_R)):
+    assert list(labels) == [int(i) for i in (folder / f'imagenet_{name}_indices.txt').open()]
+    wnids = (folder / f'imagenet_{name}_synsets.txt').read_text().split()
+    assert [class_maps.IMAGENET[i] for i in labels] == wnids
+  lines = (folder / 'imagenet_synset_to_lemma.txt').read_text().splitlines()
+  lemmas = dict(line.split('\t') for line in lines)
+  named = collections.defaultdict(list)
+  for i, wnid in enumerate(WNIDS):
+    for word in lemmas[wnid].lower().split(', '):
+      named[word].append(i)
+  checked = 0
+  for name, one in class_maps.OBJECTNET.items():
+    same = named[name.replace('_', ' ')]
+    if one and len(same) == 1:
+      assert same[0] in one, name
+      checked += 1
+  assert checked > 60
+
+
+def folders(root, *names, image=None):
+  """A folder of each name, with one picture."""
+  for i, name in enumerate(names):
+    (root / name).mkdir(parents=True)
+    file = root / name / 'a.png'
+    file.write_bytes(png(i)) if image is None else Image.fromarray(image).save(file)
+  return str(root)
+
+
+def test_folders_by_wordnet_id_and_by_label(tmp_path):
+  source = test_sets.test_folder('imagenet', folders(tmp_path / 'a', WNIDS[999], WNIDS[7]))
+  assert [(int(e['label']), source.name(i)[-15:]) for i, e in enumerate(source)] == [
+    (7, f'{WNIDS[7]}/a.png'),
+    (999, f'{WNIDS[999]}/a.png'),
+  ]
+  assert source.classes == tuple(WNIDS) and source.num_classes == 1000 and source.subset is None
+  # As text, '10' comes before '2'.
+  source = build(
+    dict(
+      type='data.test_sets.test_folder',
+      name='imagenet_v2',
+      path=folders(tmp_path / 'b', '2', '10', '999'),
+    )
+  )
+  assert [int(e['label']) for e in pickle.loads(pickle.dumps(source))] == [10, 2, 999]
+  for name, subset in (('a', test_sets.IMAGENET_A), ('r', test_sets.IMAGENET_R)):
+    path = folders(tmp_path / name / 'x', WNIDS[6 if name == 'a' else 1])
+    source = test_sets.test_folder(f'imagenet_{name}', path)
+    assert source.subset == subset and int(source[0]['label']) == subset[0]
+
+
+def test_objectnet_has_several_labels_and_a_border(tmp_path):
+  image = np.full((9, 7, 3), 200, np.uint8)
+  image[2:-2, 2:-2] = np.arange(15, dtype=np.uint8).reshape(5, 3, 1)
+  path = folders(tmp_path, 'chair', 'ribbon', 'wok', image=image)
+  source = test_sets.test_folder('objectnet', path)
+  assert len(source) == 2 and len(source.subset) == 125
+  chairs = [WNIDS.index(w) for w in ('n02791124', 'n03376595', 'n04099969')]
+  for example, labels in zip(source, (chairs, [909]), strict=True):
+    assert example['label'].dtype == np.float32 and example['label'].shape == (1000,)
+    assert np.flatnonzero(example['label']).tolist() == labels
+    np.testing.assert_array_equal(example['image'], image[2:-2, 2:-2])
+  assert source.name(1).endswith('wok/a.png')
+  with pytest.raises(IndexError, match='example 2 of 2'):
+    source[2]
+  # A throne is none of the answers, and any of the three kinds of chair is right.
+  throne = WNIDS.index('n04429376')
+  assert evaluate(((throne, 9.0), (chairs[1], 3.0)), source)['accuracy'] == 0.5
+
+
+def test_mistakes_in_folders(tmp_path):
+  with pytest.raises(ValueError, match="unknown test set 'imagenet_b'; choose from 'imagenet'"):
+    test_sets.test_folder('imagenet_b', str(tmp_path))
+  with pytest.raises(FileNotFoundError, match='no folder'):
+    test_sets.test_folder('imagenet', str(tmp_path / 'no'))
+  path = folders(tmp_path / 'a', WNIDS[6], WNIDS[5])
+  with pytest.raises(ValueError, match=f"has folders '{WNIDS[5]}', which are no classes of this"):
+    test_sets.test_folder('imagenet_a', path)
+  path = folders(tmp_path / 'b', 'ribbon')
+  with pytest.raises(ValueError, match="is one of ImageNet's classes: it has 'ribbon'"):
+    test_sets.test_folder('objectnet', path)

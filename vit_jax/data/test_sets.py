@@ -1,4 +1,4 @@
-"""ImageNet's other test sets by name, as TFDS prepares them.
+"""ImageNet's other test sets by name, as TFDS prepares them or as folders of pictures.
 
 | name                            | images | what they are                                        |
 |---------------------------------|--------|------------------------------------------------------|
@@ -12,45 +12,29 @@
 
 TFDS gives all of them the 1000 labels of ImageNet in their usual order, those with 200 classes too,
 so a model's 1000 logits fit without a table of names. Which 200 occur is published with the data
-and stands below; accuracy is measured among these alone, as their authors do.
+and stands in `class_maps`; accuracy is measured among these alone, as their authors do.
+
+As folders they are what their authors publish, and so is ObjectNet, which TFDS has not: photographs
+of things in odd places (Barbu et al. 2019, objectnet.dev), of which 113 of 313 classes are
+ImageNet's.
 """
 
+import operator
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from vit_jax.choices import check_choice
+from vit_jax.choices import check_choice, listed
+from vit_jax.data import class_maps
+from vit_jax.data.decode import decode_image
+from vit_jax.data.folder import Folder
 from vit_jax.data.tfds import Tfds
 
 NUM_CLASSES = 1000
-# github.com/hendrycks/natural-adv-examples, eval.py
-IMAGENET_A = (
-  6, 11, 13, 15, 17, 22, 23, 27, 30, 37, 39, 42, 47, 50, 57, 70, 71, 76, 79, 89, 90, 94, 96, 97,
-  99, 105, 107, 108, 110, 113, 124, 125, 130, 132, 143, 144, 150, 151, 207, 234, 235, 254, 277,
-  283, 287, 291, 295, 298, 301, 306, 307, 308, 309, 310, 311, 313, 314, 315, 317, 319, 323, 324,
-  326, 327, 330, 334, 335, 336, 347, 361, 363, 372, 378, 386, 397, 400, 401, 402, 404, 407, 411,
-  416, 417, 420, 425, 428, 430, 437, 438, 445, 456, 457, 461, 462, 470, 472, 483, 486, 488, 492,
-  496, 514, 516, 528, 530, 539, 542, 543, 549, 552, 557, 561, 562, 569, 572, 573, 575, 579, 589,
-  606, 607, 609, 614, 626, 627, 640, 641, 642, 643, 658, 668, 677, 682, 684, 687, 701, 704, 719,
-  736, 746, 749, 752, 758, 763, 765, 768, 773, 774, 776, 779, 780, 786, 792, 797, 802, 803, 804,
-  813, 815, 820, 823, 831, 833, 835, 839, 845, 847, 850, 859, 862, 870, 879, 880, 888, 890, 897,
-  900, 907, 913, 924, 932, 933, 934, 937, 943, 945, 947, 951, 954, 956, 957, 959, 971, 972, 980,
-  981, 984, 986, 987, 988,
-)  # fmt: skip
-# github.com/hendrycks/imagenet-r, eval.py
-IMAGENET_R = (
-  1, 2, 4, 6, 8, 9, 11, 13, 22, 23, 26, 29, 31, 39, 47, 63, 71, 76, 79, 84, 90, 94, 96, 97, 99,
-  100, 105, 107, 113, 122, 125, 130, 132, 144, 145, 147, 148, 150, 151, 155, 160, 161, 162, 163,
-  171, 172, 178, 187, 195, 199, 203, 207, 208, 219, 231, 232, 234, 235, 242, 245, 247, 250, 251,
-  254, 259, 260, 263, 265, 267, 269, 276, 277, 281, 288, 289, 291, 292, 293, 296, 299, 301, 308,
-  309, 310, 311, 314, 315, 319, 323, 327, 330, 334, 335, 337, 338, 340, 341, 344, 347, 353, 355,
-  361, 362, 365, 366, 367, 368, 372, 388, 390, 393, 397, 401, 407, 413, 414, 425, 428, 430, 435,
-  437, 441, 447, 448, 457, 462, 463, 469, 470, 471, 472, 476, 483, 487, 515, 546, 555, 558, 570,
-  579, 583, 587, 593, 594, 596, 609, 613, 617, 621, 629, 637, 657, 658, 701, 717, 724, 763, 768,
-  774, 776, 779, 780, 787, 805, 812, 815, 820, 824, 833, 847, 852, 866, 875, 883, 889, 895, 907,
-  928, 931, 932, 933, 934, 936, 937, 943, 945, 947, 948, 949, 951, 953, 954, 957, 963, 965, 967,
-  980, 981, 983, 988,
-)  # fmt: skip
+# The two test sets that have only some of the classes.
+IMAGENET_A, IMAGENET_R = class_maps.IMAGENET_A, class_maps.IMAGENET_R
 
 # Name to the split that it has, and to the classes where they are not all.
 TEST_SETS: dict[str, tuple[str, tuple[int, ...] | None]] = {
@@ -63,6 +47,19 @@ TEST_SETS: dict[str, tuple[str, tuple[int, ...] | None]] = {
   'imagenet_r': ('test', IMAGENET_R),
   'imagenet_sketch': ('test', None),
 }
+
+
+_WNIDS = {wnid: (i,) for wnid, i in class_maps.LABELS.items()}
+# Name to the folders of classes and the labels that each may be called.
+TEST_FOLDERS: dict[str, Mapping[str, tuple[int, ...]]] = {
+  'imagenet': _WNIDS,
+  'imagenet_v2': {str(i): (i,) for i in range(NUM_CLASSES)},
+  'imagenet_r': {class_maps.IMAGENET[i]: (i,) for i in IMAGENET_R},
+  'imagenet_a': {class_maps.IMAGENET[i]: (i,) for i in IMAGENET_A},
+  'imagenet_sketch': _WNIDS,
+  'objectnet': class_maps.OBJECTNET,
+}
+OBJECTNET_BORDER = 2  # what published evaluations cut off; the red line is of 1 pixel
 
 
 def test_set(name: str, data_dir: str | None = None) -> Tfds:
@@ -113,3 +110,92 @@ class Real(Tfds):
     label = np.zeros(self.num_classes, np.float32)
     label[example['label']] = 1
     return {**example, 'label': label}
+
+
+def test_folder(name: str, path: str) -> 'ClassFolders':
+  """The source of a test set as published: `dict(type='data.test_sets.test_folder', ...)`.
+
+  Args:
+    name: one of `TEST_FOLDERS`.
+    path: the folder of the classes' folders: 'n01440764', ... for most; '0' to '999', the labels,
+      for `imagenet_v2`; 'alarm_clock', ... for `objectnet`, its `images`.
+
+  Returns:
+    A source with `label` and an attribute `subset`, as that of `test_set`.
+
+  Raises:
+    FileNotFoundError: no such folder, or no picture in it.
+    ValueError: an unknown name, with the choices, or a folder that is none of the classes.
+  """
+  labels = TEST_FOLDERS[check_choice('test set', name, TEST_FOLDERS)]
+  return ClassFolders(path, labels, border=OBJECTNET_BORDER if name == 'objectnet' else 0)
+
+
+class ClassFolders:
+  """Folders of pictures, each of one class, whose names say which of ImageNet's labels it is.
+
+  `label` is a number; where a folder may be called several, it is multi-hot, [1000] float32, and an
+  answer is right if it is among them. Of the best answer among all labels that occur, that is the
+  same as giving each folder the largest score of its labels, as published evaluations of ObjectNet
+  do.
+
+  Attributes:
+    classes: the WordNet ids of ImageNet's 1000 classes.
+    num_classes: 1000.
+    subset: the labels that answers are chosen from; None for all.
+  """
+
+  def __init__(self, path: str, labels: Mapping[str, Sequence[int]], border: int = 0):
+    """Lists the files; none is opened.
+
+    Args:
+      path: the folder of the classes' folders. Some may be missing.
+      labels: the labels of each folder that there may be; pictures of a folder with none are left
+        out.
+      border: pixels to cut off on each side.
+
+    Raises:
+      FileNotFoundError: no such folder, or no picture in it.
+      ValueError: a folder that is not in `labels`, or none that has a label.
+    """
+    self._folder, self._border = Folder(path, split=''), border
+    if unknown := [name for name in self._folder.classes if name not in labels]:
+      raise ValueError(
+        f'{path} has folders {listed(unknown)}, which are no classes of this test set; it has '
+        f'{listed(labels, 3)}'
+      )
+    names = [
+      os.path.basename(os.path.dirname(self._folder.name(i))) for i in range(len(self._folder))
+    ]
+    self._positions = np.array([i for i, name in enumerate(names) if labels[name]], np.int64)
+    if not len(self._positions):
+      raise ValueError(f"no folder in {path} is one of ImageNet's classes: it has {listed(names)}")
+    self._labels = [tuple(labels[name]) for name in self._folder.classes]
+    self._several = any(len(one) > 1 for one in labels.values())
+    self.classes, self.num_classes = class_maps.IMAGENET, NUM_CLASSES
+    used = sorted({i for one in labels.values() for i in one})
+    self.subset = None if len(used) == NUM_CLASSES else tuple(used)
+
+  def __len__(self) -> int:
+    return len(self._positions)
+
+  def __getitem__(self, i: int) -> dict[str, Any]:
+    example = self._folder[self._position(i)]
+    labels = self._labels[example['label']]
+    example['label'] = np.int32(labels[0])
+    if self._several:
+      example['label'] = np.zeros(NUM_CLASSES, np.float32)
+      example['label'][list(labels)] = 1
+    if self._border:
+      inner = slice(self._border, -self._border)
+      example['image'] = decode_image(example['image'])[inner, inner]
+    return example
+
+  def name(self, i: int) -> str:
+    """The file's path."""
+    return self._folder.name(self._position(i))
+
+  def _position(self, i: int) -> int:
+    if not 0 <= operator.index(i) < len(self):
+      raise IndexError(f'example {i} of {len(self)}')
+    return int(self._positions[i])
