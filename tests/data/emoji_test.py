@@ -400,6 +400,18 @@ def test_background_is_three_numbers(fields):
     Emoji(**fields)
 
 
+def test_texts_are_the_columns_that_are_asked_for():
+  grinning = Emoji('all', text=True)[0]['text']
+  assert grinning[:3] == ('grinning face', 'cheerful', 'cheery')
+  columns = ('category', 'name', 'subcategory')
+  assert Emoji('all', text=columns)[0]['text'] == (
+    'Smileys & Emotion', 'grinning face', 'face smiling',
+  )  # fmt: skip
+  assert 'text' not in Emoji('all')[0]
+  with pytest.raises(ValueError, match="unknown text 'names'; choose from 'name', 'keywords'"):
+    Emoji(text=('names',))
+
+
 @pytest.mark.parametrize('i', [-1, 10**6])
 def test_index_out_of_range(i):
   with pytest.raises(IndexError):

@@ -26,6 +26,7 @@ FOLDER = pathlib.Path(__file__).parent
 STYLES = ('google', 'twitter', 'openmoji', 'noto-mono')
 SPLITS = ('train', 'validation', 'test')
 LABELS = ('category', 'subcategory', 'name')
+TEXTS = ('name', 'keywords', 'subcategory', 'category')
 SIZE = 32  # pixels, the side of a drawing
 
 
@@ -37,9 +38,16 @@ def read_table() -> tuple[dict[str, str], ...]:
 
 
 @functools.cache
-def read_texts() -> tuple[tuple[str, ...], ...]:
-  """The name and the keywords of each row of `emoji.csv`."""
-  return tuple((row['name'], *filter(None, row['keywords'].split('|'))) for row in read_table())
+def read_texts(columns: tuple[str, ...] = ('name', 'keywords')) -> tuple[tuple[str, ...], ...]:
+  """What columns of `emoji.csv` say of each row, some of `TEXTS`; 'animal-bird' as words."""
+  return tuple(
+    tuple(
+      text.replace('-', ' ') if column == 'subcategory' else text
+      for column in columns
+      for text in filter(None, row[column].split('|'))
+    )
+    for row in read_table()
+  )
 
 
 @functools.cache
@@ -135,7 +143,7 @@ class Emoji:
     label: int32, an index into `classes`;
     id: int64, `STYLES.index(style) * N + row`, with N the rows of `emoji.csv`: it is the same
       whatever the split and the other styles;
-    text: where `text=True`, its name and its keywords, a tuple of str.
+    text: where asked for, its name, its keywords and so on, a tuple of str.
 
   The examples of the first style come first, in the order of `emoji.csv`, then those of the second:
   with n of them in a style, i and i + n are one emoji drawn twice. `labels` and `ids` are those of
@@ -154,13 +162,13 @@ class Emoji:
       pretrain on one and transfer to the other, which shares no emoji with it. The splits are the
       same, and each category is in both. None keeps all.
     halves_seed: of the halves.
-    text: give names and keywords.
+    text: the texts to give, some of `TEXTS`; True is its name and its keywords.
     within: subcategories to keep, as `emoji.csv` calls them; None keeps all.
     without: subcategories to leave out, so that they are new to whoever was trained on the rest.
 
   Raises:
-    ValueError: an unknown split, style, label, half or subcategory (the choices are listed), or a
-      background that is no RGB colour.
+    ValueError: an unknown split, style, label, half, text or subcategory (the choices are listed),
+      or a background that is no RGB colour.
   """
 
   def __init__(
@@ -173,7 +181,7 @@ class Emoji:
     splits_seed: int | None = None,
     half: int | None = None,
     halves_seed: int = 0,
-    text: bool = False,
+    text: bool | Sequence[str] = False,
     within: Sequence[str] | None = None,
     without: Sequence[str] = (),
   ):
@@ -191,7 +199,10 @@ class Emoji:
       raise ValueError(f'background {background!r} is not three integers from 0 to 255')
     self.split, self.styles, self.label = split, tuple(styles), label
     self.alpha, self.background, self.splits_seed = alpha, tuple(background), splits_seed
-    self.half, self.halves_seed, self.text = half, halves_seed, text
+    self.half, self.halves_seed = half, halves_seed
+    self.text = ('name', 'keywords') if text is True else tuple(text or ())
+    for column in self.text:
+      check_choice('text', column, TEXTS)
     self.within, self.without = within, tuple(without)
 
     if splits_seed is None:
@@ -232,7 +243,7 @@ class Emoji:
     else:
       image = composite(image, self.background)  # [32, 32, 3]
     example = {'image': image, 'label': self.labels[i], 'id': self.ids[i]}
-    return {**example, 'text': read_texts()[row]} if self.text else example
+    return {**example, 'text': read_texts(self.text)[row]} if self.text else example
 
   def mask(self, i: int) -> np.ndarray:
     """What example i covers, [32, 32] float32 in [0, 1]: truth for attention and segmentation."""
