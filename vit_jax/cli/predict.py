@@ -46,12 +46,12 @@ def run(args: argparse.Namespace) -> int:
     raise ValueError(f'{args.model} has no head, so it gives features and knows no classes')
   if model.report.missing:
     print(model.report, file=sys.stderr)  # Random numbers answer too.
-  rows = list(_answers(model, files, args.top, args.batch_size))
+  rows = list(answers(model, files, args.top, args.batch_size))
   if args.csv:
-    _write_csv(args.csv, rows)
+    write_csv(args.csv, rows)
     print(f'{args.csv}: {len(rows)} images')
   elif rows:
-    print(_table(rows))
+    print(table(rows))
   return int(len(rows) < len(files))
 
 
@@ -79,7 +79,7 @@ def find_images(paths: Sequence[str]) -> list[Path]:
   return list(dict.fromkeys(found))
 
 
-def _answers(
+def answers(
   model: 'Model', files: Sequence[Path], top: int, batch_size: int
 ) -> Iterator[tuple[Path, Answers]]:
   """Each image's best classes; one that cannot be read is a line on stderr."""
@@ -121,7 +121,8 @@ def _name(classes: Sequence[str], number: int) -> str:
   return classes[number] if number < len(classes) else str(number)
 
 
-def _table(rows: Sequence[tuple[Path, Answers]]) -> str:
+def table(rows: Sequence[tuple[Path, Answers]]) -> str:
+  """A line an image, best answers first."""
   from vit_jax import tables
 
   count = len(rows[0][1])
@@ -133,7 +134,8 @@ def _table(rows: Sequence[tuple[Path, Answers]]) -> str:
   return tables.table(cells, header)
 
 
-def _write_csv(path: str, rows: Sequence[tuple[Path, Answers]]) -> None:
+def write_csv(path: str, rows: Sequence[tuple[Path, Answers]]) -> None:
+  """Writes the same as CSV, with a column for each class and each probability."""
   with open(path, 'w', encoding='utf-8', newline='') as f:
     writer = csv.writer(f)
     numbers = range(1, len(rows[0][1]) + 1 if rows else 1)
