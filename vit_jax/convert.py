@@ -24,7 +24,8 @@ from vit_jax.pretrained import build_model
 # `patch` say.
 _IMMATERIAL = (
   'parent', 'name', 'dtype', 'attention', 'scan', 'remat', 'dropout', 'drop_path', 'patch_dropout',
-  'variant', 'patch_size', 'width', 'depth', 'mlp_dim', 'num_heads', 'blocks', 'bottleneck',
+  'variant', 'patch_size', 'patch_bias', 'width', 'depth', 'mlp_dim', 'num_heads', 'blocks',
+  'bottleneck',
 )  # fmt: skip
 
 
@@ -137,16 +138,19 @@ def _write_ours(model: Model, file: Path) -> int:
 def _write_theirs(format: str) -> Callable[[Model, Path], int]:
   def write_(model: Model, file: Path) -> int:
     module, objective = FORMATS[format], model.objective
-    if not hasattr(objective, 'encoder'):
-      raise ValueError(f'{format} takes an encoder with a head, not a {type(objective).__name__}')
+    takes = 'joint_rules' if model.has_text else 'export_rules'
+    if not hasattr(module, takes) or not (model.has_text or hasattr(objective, 'encoder')):
+      raise ValueError(f'{format} has no place for a {type(objective).__name__}')
     if model.spec.get('eval_augment'):
       raise ValueError(
         f'{format} has no place for eval_augment={model.spec["eval_augment"]!r}, which images go '
         'through in this model'
       )
-    rules = module.export_rules(
-      objective.encoder, objective.num_classes if model.has_head else None
-    )
+    if model.has_text:
+      rules = module.joint_rules(objective)
+    else:
+      classes = objective.num_classes if model.has_head else None
+      rules = module.export_rules(objective.encoder, classes)
     arrays = dict(write.their_arrays(rules, named(model.variables)))
     if EXPORTS[format].folder:
       companions = module.companions(model)
@@ -185,6 +189,7 @@ EXPORTS = {
   'vision_transformer': Export(_write_theirs('vision_transformer'), ('.npz',)),
   'timm': Export(_write_theirs('timm'), ('.safetensors',), folder=True),
   'transformers': Export(_write_theirs('transformers'), ('.safetensors',), folder=True),
+  'open_clip': Export(_write_theirs('open_clip'), ('.safetensors',), folder=True),
   'jax': Export(_write_program, ('.jaxexport',)),
 }
 

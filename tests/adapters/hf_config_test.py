@@ -101,13 +101,15 @@ def test_a_key_that_is_left_out_is_the_default_of_transformers(kind, model_type,
 def test_a_tower_has_a_part_of_the_config(family, activation, eps):
   tensors, config = shapes(f'{family}Model', text_config=TEXT, vision_config=SMALL)
   kind = family.lower()
-  whole = describe(tensors, config).encoder
+  whole = describe(tensors, config, tower='image').encoder
   assert (whole['activation'], whole['ln_eps'], whole['num_heads']) == (activation, eps, 12)
   for part in ({}, {'model_type': f'{kind}_vision_model'}):
-    assert describe(tensors, {'model_type': kind, 'vision_config': part}).encoder == whole
-  assert describe(tensors, {'model_type': kind}).encoder == whole
+    assert (
+      describe(tensors, {'model_type': kind, 'vision_config': part}, tower='image').encoder == whole
+    )
+  assert describe(tensors, {'model_type': kind}, tower='image').encoder == whole
   twice = {'model_type': kind, 'vision_config': {}, 'vision_config_dict': {'hidden_act': 'gelu'}}
-  assert describe(tensors, twice).encoder['activation'] == 'gelu'
+  assert describe(tensors, twice, tower='image').encoder['activation'] == 'gelu'
 
 
 # -- Without it.
@@ -133,10 +135,10 @@ def test_without_a_config_another_size_needs_its_heads():
 def test_without_a_config_clips_differ_too_much():
   tensors, _ = shapes('CLIPModel', text_config=TEXT, vision_config=SMALL)
   with pytest.raises(ValueError, match='does not say its activation'):
-    describe(tensors, num_heads=12)
+    describe(tensors, tower='image', num_heads=12)
   with pytest.raises(ValueError, match='does not say its ln_eps'):
-    describe(tensors, num_heads=12, activation='quick_gelu')
-  said = dict(num_heads=12, activation='quick_gelu', ln_eps=1e-5)
+    describe(tensors, tower='image', num_heads=12, activation='quick_gelu')
+  said = dict(tower='image', num_heads=12, activation='quick_gelu', ln_eps=1e-5)
   assert describe(tensors, **said).encoder['pre_norm']
 
 

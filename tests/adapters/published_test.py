@@ -19,6 +19,7 @@ ROWS = list(module._read().values())
 VIT_ROWS = [row for row in ROWS if row.format in ('vision_transformer', 'big_vision')]
 TIMM_ROWS = [row for row in ROWS if row.format == 'timm']
 HUB_ROWS = [row for row in ROWS if row.format == 'transformers']
+CLIP_ROWS = [row for row in ROWS if row.format == 'open_clip']
 CLASSES = {'ImageNet-21k': 21843, 'ImageNet-1k': 1000, 'ImageNet-21k, then ImageNet-1k': 1000}
 
 # In MiB, from the README of google-research/vision_transformer.
@@ -41,12 +42,16 @@ WIDTHS = {
   'L': (1024, 24, 16, 4096),
   'So400m': (1152, 27, 16, 4304),
 }
+# Of CLIP's text towers; SigLIP's are of the size of its image towers.
+TEXT_WIDTHS = {'B': (512, 12, 8, 2048), 'L': (768, 12, 12, 3072)}
+# Where SigLIP's texts are not of 64 tokens; so in open_clip's config of the same weights.
+CONTEXTS = {'siglip/So400m/14-224': 16}
 # What transformers calls them.
 FAMILIES = {
   'dinov2': 'Dinov2',
   'dinov2-registers': 'Dinov2WithRegisters',
-  'clip': 'CLIPVision',
-  'siglip': 'SiglipVision',
+  'clip': 'CLIP',
+  'siglip': 'Siglip',
 }
 
 
@@ -65,10 +70,11 @@ def test_names_are_unique():
 
 @pytest.mark.parametrize('row', ROWS, ids=ids(ROWS))
 def test_a_row_is_well_formed(row):
-  assert row.format in ('vision_transformer', 'big_vision', 'timm', 'transformers')
+  assert row.format in ('vision_transformer', 'big_vision', 'timm', 'transformers', 'open_clip')
   assert row.data in (*CLASSES, 'LVD-142M', 'WIT-400M', 'WebLI')
   assert re.fullmatch(
-    r'https://storage\.googleapis\.com/\S+\.npz|hf://[\w-]+/[\w.-]+', row.location
+    r'https://storage\.googleapis\.com/\S+\.npz|hf://[\w-]+/[\w.-]+(/open_clip_model.safetensors)?',
+    row.location,
   )
   assert re.fullmatch(r'https://\S+', row.source)
   assert row.accuracy is None or (60 < row.accuracy < 90 and row.data.endswith('ImageNet-1k'))
@@ -77,9 +83,12 @@ def test_a_row_is_well_formed(row):
   if row.variant.startswith('ResNet-'):
     assert f'/{row.variant.removeprefix("ResNet-")}-' in row.name
     return
+  assert row.resolution in (224, 518) or row.name.endswith(f'-{row.resolution}')
+  if row.format == 'open_clip':
+    assert f'/{row.variant}' in row.name
+    return
   assert row.resolution % patch(row) == 0
   assert f'/{row.variant}'.replace('R+Ti/32', 'R+Ti/16') in row.name
-  assert row.resolution in (224, 518) or row.name.endswith(f'-{row.resolution}')
 
 
 @pytest.mark.parametrize('row', VIT_ROWS, ids=ids(VIT_ROWS))
@@ -135,19 +144,41 @@ def test_timm_converts_the_same_files():
     assert there[row.location].num_classes == CLASSES[row.data]
 
 
-@pytest.mark.parametrize('row', HUB_ROWS, ids=ids(HUB_ROWS))
-def test_transformers_has_as_many_parameters(row):
-  torch, transformers = (pytest.importorskip(name) for name in ('torch', 'transformers'))
-  family = FAMILIES[row.name.partition('/')[0]]
-  width, depth, heads, hidden = WIDTHS[row.variant.partition('/')[0]]
-  config = getattr(transformers, f'{family}Config')(
-    image_size=row.resolution,
-    patch_size=patch(row),
+def sizes_of(widths):
+  width, depth, heads, hidden = widths
+  return dict(
     hidden_size=width,
     num_hidden_layers=depth,
     num_attention_heads=heads,
     intermediate_size=hidden,
   )
+
+
+@pytest.mark.parametrize('row', CLIP_ROWS, ids=ids(CLIP_ROWS))
+def test_open_clip_has_that_model(row):
+  torch, open_clip = (pytest.importorskip(name) for name in ('torch', 'open_clip'))
+  config = open_clip.get_model_config(row.variant)
+  with torch.device('meta'):
+    model = open_clip.model.CLIP(**config)
+  assert sum(p.numel() for p in model.parameters()) == row.parameters
+  assert row.resolution == config['vision_cfg']['image_size']
+  repository = open_clip.get_pretrained_cfg(row.variant, 'openai')['hf_hub']
+  assert row.location == f'hf://{repository}open_clip_model.safetensors'
+
+
+@pytest.mark.parametrize('row', HUB_ROWS, ids=ids(HUB_ROWS))
+def test_transformers_has_as_many_parameters(row):
+  torch, transformers = (pytest.importorskip(name) for name in ('torch', 'transformers'))
+  family = FAMILIES[row.name.partition('/')[0]]
+  size = row.variant.partition('/')[0]
+  fields = dict(image_size=row.resolution, patch_size=patch(row), **sizes_of(WIDTHS[size]))
+  if family == 'CLIP':
+    text = TEXT_WIDTHS[size]
+    fields = dict(text_config=sizes_of(text), vision_config=fields, projection_dim=text[0])
+  elif family == 'Siglip':
+    text = dict(sizes_of(WIDTHS[size]), max_position_embeddings=CONTEXTS.get(row.name, 64))
+    fields = dict(text_config=text, vision_config=fields)
+  config = getattr(transformers, f'{family}Config')(**fields)
   with torch.device('meta'):
     model = getattr(transformers, f'{family}Model')(config)
   # DINOv2's mask token is for training alone.

@@ -538,7 +538,7 @@ def test_what_timm_has_no_place_for_is_refused(saved, fields, match):
 
 
 def test_a_bias_of_the_patches_is_no_part_of_clip(saved, tmp_path):
-  model = open_(saved('clip')[1])
+  model = open_(saved('clip')[1], encoder=dict(patch_bias=True))
   model.params['encoder']['embedding']['bias'] += 1
   with pytest.raises(ValueError, match="'params/encoder/embedding/bias' is not 0"):
     export(model, tmp_path / 'out')

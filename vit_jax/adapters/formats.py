@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vit_jax.adapters import flax_vit, hf, ours, timm
+from vit_jax.adapters import flax_vit, hf, open_clip, ours, timm
 from vit_jax.adapters.fetch import fetch, local_path
-from vit_jax.adapters.layout import Facts, Layout
+from vit_jax.adapters.layout import Facts, Layout, one_tower
 from vit_jax.adapters.progress import Bar
 from vit_jax.adapters.published import published
 from vit_jax.adapters.run import is_run, open_run
 from vit_jax.adapters.tensors import SUFFIXES, Tensors, open_tensors, split_prefix
+from vit_jax.adapters.two_towers import PIECES, needs_pieces
 from vit_jax.choices import check_choice, listed
 
 # By name, in the order in which they are tried: what each recognises is no other's.
@@ -22,12 +23,14 @@ FORMATS = {
   'big_vision': flax_vit,
   'transformers': hf,
   'timm': timm,
+  'open_clip': open_clip,
 }
 # Beside the weights: what they were made with, and what their images went through.
-COMPANIONS = ('config.json', 'preprocessor_config.json')
+COMPANIONS = ('config.json', 'preprocessor_config.json', 'open_clip_config.json')
 # In a folder or a repository, the first of these that there is.
 WEIGHTS = (
   'model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin',
+  'open_clip_model.safetensors', 'open_clip_pytorch_model.bin',
 )  # fmt: skip
 
 
@@ -68,6 +71,7 @@ def open_checkpoint(
     check_choice('format', format, FORMATS)
   if is_run(location):
     tensors, layout = open_run(location, step, given, average=average)
+    layout = one_tower(layout, given)
     given.check(location)
     return tensors, layout
   if step != 'last' or average:
@@ -94,13 +98,13 @@ def open_checkpoint(
     module = FORMATS[format]
     if not module.matches(tensors):
       raise ValueError(f'{location} is not of format {format!r}: its arrays are {listed(tensors)}')
-  layout = module.describe(tensors, given, files)
+  layout = one_tower(module.describe(tensors, given, files), given)
   given.check(location)
   return tensors, layout
 
 
 def _fetch(location: str, sha256: str | None, progress: bool) -> tuple[Path, dict[str, Any]]:
-  """The file of weights, here, and the JSON files beside it by name."""
+  """The file of weights, here, and by name what lies beside it: JSON, and the path of pieces."""
   folder, name = _split(location)
   for candidate in (name,) if name else WEIGHTS:
     try:
@@ -116,18 +120,29 @@ def _fetch(location: str, sha256: str | None, progress: bool) -> tuple[Path, dic
       _fetch_file(_join(folder, shard), None, progress)
   if path.suffix == '.npz':  # No format of these has any.
     return path, {}
+  remote = local_path(location) is None
   files = {}
-  for companion in COMPANIONS:
-    # A note that it is not there, so that what was downloaded opens without network.
-    missing = None if local_path(location) else path.with_name(f'.{companion}.missing')
-    if missing and missing.exists():
-      continue
-    try:
-      files[companion] = _json(fetch(_join(folder, companion)))
-    except (FileNotFoundError, PermissionError):  # Buckets say so of what is not there.
-      if missing:
-        missing.touch()
+  for name in COMPANIONS:
+    if found := _beside(folder, name, path, remote=remote):
+      files[name] = _json(found)
+  for name in PIECES if needs_pieces(files) else ():
+    if found := _beside(folder, name, path, remote=remote):
+      files[name] = str(found)
   return path, files
+
+
+def _beside(folder: str, name: str, path: Path, *, remote: bool) -> Path | None:
+  """A file beside the weights at `path`, here; None where there is none."""
+  # A note that it is not there, so that what was downloaded opens without network.
+  missing = path.with_name(f'.{name}.missing') if remote else None
+  if missing and missing.exists():
+    return None
+  try:
+    return fetch(_join(folder, name))
+  except (FileNotFoundError, PermissionError):  # Buckets say so of what is not there.
+    if missing:
+      missing.touch()
+  return None
 
 
 def _fetch_file(location: str, sha256: str | None, progress: bool) -> Path:

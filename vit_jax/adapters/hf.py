@@ -4,11 +4,14 @@ from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from vit_jax.adapters import hf_clip, hf_dinov2, hf_images, hf_vit
+import flax.linen as nn
+
+from vit_jax.adapters import hf_clip, hf_clip_text, hf_dinov2, hf_images, hf_vit
 from vit_jax.adapters.hf_config import PLACEHOLDER
 from vit_jax.adapters.layout import Facts, Layout
 from vit_jax.adapters.mapping import Rule
 from vit_jax.adapters.tensors import Tensors
+from vit_jax.adapters.two_towers import as_image
 from vit_jax.models.vit import ViT
 
 if TYPE_CHECKING:
@@ -38,6 +41,16 @@ def export_rules(encoder: ViT, num_classes: int | None) -> list[Rule]:
   return _module_of(encoder).export_rules(encoder, num_classes)
 
 
+def joint_rules(objective: nn.Module) -> list[Rule]:
+  """What the arrays of an image tower and a text tower are called on the Hub.
+
+  Raises:
+    ValueError: neither CLIP nor SigLIP is this model.
+  """
+  rules = hf_clip.export_rules(_image_of(objective), None)
+  return [*map(as_image, rules), *hf_clip_text.export_rules(objective, clip=_is_clip(objective))]
+
+
 def companions(model: 'Model') -> dict[str, dict[str, Any]]:
   """The JSON files with which transformers opens a model's folder.
 
@@ -47,7 +60,9 @@ def companions(model: 'Model') -> dict[str, dict[str, Any]]:
   Raises:
     ValueError: none of transformers' models is this ViT.
   """
-  encoder, preprocessing = model.objective.encoder, model.preprocessing
+  objective, preprocessing = model.objective, model.preprocessing
+  joint = 'text' in model.spec
+  encoder = _image_of(objective) if joint else objective.encoder
   size = preprocessing.size
   if encoder.grid:
     size = tuple(g * p for g, p in zip(encoder.grid, encoder.patch, strict=True))
@@ -55,10 +70,26 @@ def companions(model: 'Model') -> dict[str, dict[str, Any]]:
   if model.has_head and not labels:
     labels = [PLACEHOLDER.format(i) for i in range(model.objective.num_classes)]
   config = _module_of(encoder).export_config(encoder, size, preprocessing.channels, labels)
+  if joint:
+    config = hf_clip_text.export_config(objective, config, clip=_is_clip(objective))
   # A published model has None where nobody says it, a run of ours may leave it to the objective.
   mean, std = (model.spec.get(name, getattr(model.objective, name)) for name in ('mean', 'std'))
   images = hf_images.write_preprocessing(preprocessing, mean, std)
   return {'config.json': config} | ({hf_images.FILE: images} if images else {})
+
+
+def _image_of(objective: nn.Module) -> ViT:
+  """The image tower of a model that could be CLIP or SigLIP."""
+  image = objective.image
+  if not isinstance(image, ViT) or _module_of(image) is not hf_clip:
+    raise ValueError(
+      f"transformers takes CLIP's or SigLIP's ViT beside a text tower, not {type(image).__name__}"
+    )
+  return image
+
+
+def _is_clip(objective: nn.Module) -> bool:
+  return objective.image.pre_norm
 
 
 def _module_of(encoder: ViT) -> ModuleType:

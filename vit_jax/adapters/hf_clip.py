@@ -1,8 +1,9 @@
-"""The image towers of CLIP and SigLIP of transformers, in and out. arXiv:2103.00020, 2303.15343.
+"""CLIP and SigLIP of transformers, in and out. arXiv:2103.00020, 2303.15343.
 
-From a file of both towers, that of the images is read, and the other is reported as unused, as are
-CLIP's `visual_projection` and both methods' temperature. A tower alone has names that begin with
-'vision_model.', or since version 5 with nothing.
+From a file of both towers, both are read (`hf_clip_text`), or, where the caller asks for the image
+tower, that alone: the other is reported as unused then, as are CLIP's `visual_projection` and both
+methods' temperature. A tower alone has names that begin with 'vision_model.', or since version 5
+with nothing.
 
 CLIP's `last_hidden_state` is before the last LayerNorm, which is of the class token alone; `tokens`
 here are after it. The pooled features are the same.
@@ -15,6 +16,7 @@ as unused.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from vit_jax.adapters import hf_clip_text
 from vit_jax.adapters.hf_config import OTHERS, UNREAD, Defaults, find_config, write_config
 from vit_jax.adapters.hf_layout import Where, make_layout
 from vit_jax.adapters.layout import Facts, Layout, count_blocks, refuse_arrays, refuse_fields
@@ -82,7 +84,7 @@ def describe(tensors: Tensors, facts: Facts, files: Mapping[str, Any]) -> Layout
   depth = count_blocks(list(tensors), f'{prefix}encoder.layers.', '.')
   rules = list(_rules(_Parts(prefix, depth, cls, map_head, head)))
   refuse_arrays(tensors, (f'{prefix}embeddings.', f'{prefix}encoder.'), rules, OTHERS, UNREAD)
-  return make_layout(
+  image = make_layout(
     tensors,
     facts,
     files,
@@ -98,8 +100,13 @@ def describe(tensors: Tensors, facts: Facts, files: Mapping[str, Any]) -> Layout
     processor='CLIPImageProcessor' if cls else 'SiglipImageProcessor',
     pooling='token' if cls else 'map' if map_head else 'mean',
     position_resize='bicubic_plain',
+    patch_bias=False if cls else None,
     pre_norm=cls or None,
   )
+  # Whoever wants the images' alone need not know what the texts' is.
+  if not hf_clip_text.matches(tensors) or facts.get('tower') == 'image':
+    return image
+  return hf_clip_text.add_text(tensors, facts, files, image, clip=cls)
 
 
 def export_rules(encoder: ViT, num_classes: int | None) -> list[Rule]:
@@ -114,7 +121,10 @@ def export_rules(encoder: ViT, num_classes: int | None) -> list[Rule]:
   refuse_fields(name, encoder, {**NO_PLACE, **only})
   if num_classes is not None:
     raise ValueError(f"{name} has no head on the pooled features; 'vit_jax' and 'timm' have one")
-  return list(_rules(_Parts(PREFIXES[0], encoder.size.depth, cls, map_head=not cls)))
+  rules = list(_rules(_Parts(PREFIXES[0], encoder.size.depth, cls, map_head=not cls)))
+  if cls and encoder.patch_bias:
+    rules.append(zeros(f'{ENCODER}/embedding/bias'))
+  return rules
 
 
 def export_config(
@@ -147,7 +157,6 @@ def _rules(parts: _Parts) -> Iterator[Rule]:
   patches = f'{prefix}embeddings.patch_embedding'
   yield conv(f'{ENCODER}/embedding/kernel', f'{patches}.weight')
   if parts.cls:
-    yield zeros(f'{ENCODER}/embedding/bias')
     yield flat(f'{ENCODER}/cls', f'{prefix}embeddings.class_embedding')
     yield from norm(f'{ENCODER}/pre_norm', f'{prefix}pre_layrnorm')
   else:
@@ -155,13 +164,7 @@ def _rules(parts: _Parts) -> Iterator[Rule]:
   positions = same(f'{ENCODER}/pos_embedding', f'{prefix}embeddings.position_embedding.weight')
   yield positions._replace(write=lambda arrays: [arrays[0][0]])  # [1, N, D], theirs [N, D]
   for i in range(parts.depth):
-    ours, theirs = f'{ENCODER}/block_{i}', f'{prefix}encoder.layers.{i}'
-    yield from norm(f'{ours}/norm_1', f'{theirs}.layer_norm1')
-    for name in ('query', 'key', 'value'):
-      yield from dense(f'{ours}/attention/{name}', f'{theirs}.self_attn.{name[0]}_proj')
-    yield from dense(f'{ours}/attention/out', f'{theirs}.self_attn.out_proj', inputs=2)
-    yield from norm(f'{ours}/norm_2', f'{theirs}.layer_norm2')
-    yield from mlp(f'{ours}/mlp', f'{theirs}.mlp')
+    yield from hf_clip_text.block(f'{ENCODER}/block_{i}', f'{prefix}encoder.layers.{i}')
   yield from norm(f'{ENCODER}/norm', f'{prefix}post_layernorm')
   if parts.map_head:
     yield from _map_head(f'{ENCODER}/map_head', f'{prefix}head')

@@ -38,11 +38,11 @@ class Defaults(NamedTuple):
 
 
 class Config(NamedTuple):
-  """What a 'config.json' says of the images' encoder.
+  """What a 'config.json' says of one tower, mostly the images' encoder.
 
   Attributes:
     path: of the weights, for messages.
-    keys: of the part that is about images; None where there is no such file.
+    keys: of the part that is about one tower; None where there is no such file.
     defaults: of its family.
     stated: keys whose defaults hold without a file too.
   """
@@ -58,19 +58,22 @@ class Config(NamedTuple):
       return self.keys.get(key, getattr(self.defaults, key, None))
     return getattr(self.defaults, key) if key in self.stated else None
 
-  def transformer(self, facts: Facts, width: int, depth: int, mlp_dim: int) -> dict[str, Any]:
-    """A ViT's `num_heads`, `activation` and `ln_eps`.
+  def transformer(
+    self, facts: Facts, width: int, depth: int, mlp_dim: int, num_heads: int | None = None
+  ) -> dict[str, Any]:
+    """A transformer's `num_heads`, `activation` and `ln_eps`.
 
     Args:
       facts: what the caller says.
       width: features of a token.
       depth: blocks.
       mlp_dim: hidden features of the MLPs.
+      num_heads: where no file says them; None: those of the published size of a ViT.
 
     Raises:
       ValueError: nobody says one of them, or it is an activation that we have not.
     """
-    heads = self.get('num_attention_heads') or published_heads(width, depth, mlp_dim)
+    heads = self.get('num_attention_heads') or num_heads or published_heads(width, depth, mlp_dim)
     act = self.get('hidden_act')
     if act is not None and act not in ACTIVATIONS and not facts.get('activation'):
       raise ValueError(
@@ -94,15 +97,20 @@ class Config(NamedTuple):
 
 
 def find_config(
-  path: str, files: Mapping[str, Any], known: Mapping[str, Defaults], stated: Sequence[str] = ()
+  path: str,
+  files: Mapping[str, Any],
+  known: Mapping[str, Defaults],
+  stated: Sequence[str] = (),
+  part: str = 'vision',
 ) -> Config:
-  """What the 'config.json' beside weights says of images.
+  """What the 'config.json' beside weights says of one tower.
 
   Args:
     path: of the weights.
     files: the JSON files beside them, by name.
     known: values of 'model_type' that can be read; without a file, the first.
     stated: keys whose defaults hold without a file too.
+    part: 'vision' or 'text'. A file about images alone has no such parts.
 
   Raises:
     ValueError: it is of another type of model.
@@ -115,9 +123,11 @@ def find_config(
     raise ValueError(
       f'{path}: config.json has model_type {kind!r}; with these names it can be {listed(known)}'
     )
-  # Files of 2021 have the part of images twice, and the second counts: `CLIPConfig`.
-  part = config.get('vision_config_dict') or config.get('vision_config')
-  return Config(path, config if part is None else part, known[kind], stated)
+  # Files of 2021 have each part twice, and the second counts: `CLIPConfig`.
+  keys = config.get(f'{part}_config_dict') or config.get(f'{part}_config')
+  if keys is None:
+    keys = config if part == 'vision' else {}
+  return Config(path, keys, known[kind], stated)
 
 
 def class_names(files: Mapping[str, Any], count: int, facts: Facts) -> Sequence[str]:

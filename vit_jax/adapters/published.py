@@ -20,12 +20,12 @@ class Published(NamedTuple):
     name: family, variant, and what it was trained on, in short: 'augreg/B/16-i1k-384' is for images
       of 384 pixels. Without a number they are of 224, DINOv2's of 518.
     variant: a size and a patch, 'B/16', as `ViT` has them: the hybrid that was published as R+Ti/16
-      sees patches of 32 pixels, and is an R+Ti/32 here. Or a ResNet with its depth, 'ResNet-50'.
+      sees patches of 32 pixels, and is an R+Ti/32 here. Or a ResNet with its depth, 'ResNet-50', or
+      as CLIP has it, 'RN50'.
     format: of the file, as `load` has it.
     data: what it was trained on: 'ImageNet-21k, then ImageNet-1k'.
     resolution: side in pixels of the images that it was made for, and evaluated on.
-    parameters: of the encoder, and of the head if it has one; of CLIP and SigLIP, of the vision
-      tower without CLIP's projection.
+    parameters: of the encoder, and of the head if it has one; of CLIP and SigLIP, of both towers.
     location: where `fetch` finds it.
     accuracy: its top-1 on ImageNet-1k in percent, as published; None for one without a head for
       these classes, or with nothing published about this very checkpoint.

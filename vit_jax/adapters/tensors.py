@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -236,11 +237,18 @@ def _torch(path: str) -> Tensors:
   with open(path, 'rb') as f:
     mapped = f.read(4) == b'PK\x03\x04'  # Before 1.6, files were no zip archives.
   try:
-    whole = torch.load(path, weights_only=True, mmap=mapped, map_location='cpu')
+    with warnings.catch_warnings():  # Of a program, which is an error here.
+      warnings.filterwarnings('ignore', '.*TorchScript', UserWarning)
+      whole = torch.load(path, weights_only=True, mmap=mapped, map_location='cpu')
   except Exception as e:
     called = re.search(r'GLOBAL (\S+)', str(e))
     if called:
       raise ValueError(f'it calls for {called[1]}, and reading must run no code') from None
+    if 'TorchScript' in str(e):
+      raise ValueError(
+        'it is a program (TorchScript), and reading must run no code; where you trust it, write '
+        "its weights alone: torch.save(torch.jit.load(path, 'cpu').state_dict(), 'weights.pt')"
+      ) from None
     raise
   if not isinstance(whole, Mapping):
     raise ValueError(f'it holds a {type(whole).__name__} and no dict of tensors')

@@ -136,6 +136,8 @@ def export_rules(encoder: ViT, num_classes: int | None) -> list[Rule]:
   """
   hybrid = isinstance(encoder.stem, ResNetStem)
   refuse_fields('timm', encoder, NO_PLACE_HYBRID if hybrid else NO_PLACE)
+  if not encoder.pre_norm:  # Theirs lack the bias together with this norm.
+    refuse_fields('timm', encoder, {'patch_bias': (True,)})
   cls = encoder.pooling == 'token'
   parts = Parts(
     encoder.size.depth,
@@ -144,6 +146,7 @@ def export_rules(encoder: ViT, num_classes: int | None) -> list[Rule]:
     registers=encoder.registers,
     prefix=int(cls and not encoder.registers),
     patch_bias=not encoder.pre_norm,
+    zero_patch_bias=encoder.pre_norm and encoder.patch_bias,
     qk_norm=encoder.qk_norm,
     layer_scale=encoder.layer_scale is not None,
     pre_norm=encoder.pre_norm,
@@ -198,6 +201,7 @@ def _fields(parts: Parts, facts: Facts, config: Config) -> dict[str, Any]:
   scale = config.args.get('init_values') or LAYER_SCALE
   return {
     'stem_constants': None if parts.resnet is None else 'timm',
+    'patch_bias': None if parts.patch_bias else False,
     'pooling': parts.pooling,
     'position_resize': 'bicubic',
     'pre_norm': parts.pre_norm or None,

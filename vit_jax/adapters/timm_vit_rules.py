@@ -37,6 +37,7 @@ class Parts(NamedTuple):
     prefix: how many positions there are before those of the patches: of all these tokens, or 0.
     patch_bias: whether the patches have a bias, and
     qkv_bias: queries, keys and values.
+    zero_patch_bias: whether ours have one where theirs have none.
     qk_norm: whether queries and keys have a LayerNorm.
     layer_scale: whether branches are scaled.
     pre_norm: whether there is a LayerNorm before the first block.
@@ -52,6 +53,7 @@ class Parts(NamedTuple):
   prefix: int = 0
   patch_bias: bool = True
   qkv_bias: bool = True
+  zero_patch_bias: bool = False
   qk_norm: bool = False
   layer_scale: bool = False
   pre_norm: bool = False
@@ -72,8 +74,10 @@ def rules_of(parts: Parts) -> Iterator[Rule]:
   if parts.resnet is not None:
     yield from _resnet(parts.resnet)
   yield conv(f'{ENCODER}/embedding/kernel', 'patch_embed.proj.weight')
-  bias = f'{ENCODER}/embedding/bias'
-  yield same(bias, 'patch_embed.proj.bias') if parts.patch_bias else zeros(bias)
+  if parts.patch_bias:
+    yield same(f'{ENCODER}/embedding/bias', 'patch_embed.proj.bias')
+  elif parts.zero_patch_bias:
+    yield zeros(f'{ENCODER}/embedding/bias')
   yield _tokens(parts)
   if parts.pre_norm:
     yield from norm(f'{ENCODER}/pre_norm', 'norm_pre')

@@ -10,7 +10,9 @@ init = nn.initializers
 logical = nn.with_logical_partitioning
 
 
-def embed_patches(x: Array, patch: tuple[int, int], width: int, dtype: Any) -> Array:
+def embed_patches(
+  x: Array, patch: tuple[int, int], width: int, dtype: Any, *, bias: bool = True
+) -> Array:
   """A convolution whose stride is its kernel, as one product; to be called in a compact method.
 
   Args:
@@ -18,6 +20,7 @@ def embed_patches(x: Array, patch: tuple[int, int], width: int, dtype: Any) -> A
     patch: height and width, which divide H and W.
     width: features of a token, D.
     dtype: of the computation.
+    bias: whether there is one.
 
   Returns:
     `[B, h, w, D]`. The parameters are called `embedding`; their kernel is a convolution's.
@@ -28,6 +31,7 @@ def embed_patches(x: Array, patch: tuple[int, int], width: int, dtype: Any) -> A
   return nn.Einsum(
     (p, q, channels, width),
     'bhpwqc,pqcd->bhwd',
+    use_bias=bias,
     dtype=dtype,
     kernel_init=logical(init.lecun_normal(), (None, None, None, 'embed')),
     bias_init=logical(init.zeros, ('embed',)),

@@ -26,6 +26,11 @@ VARIANTS = {
   'G': Size(1664, 48, 8192, 16),
 }
 
+# Mean and standard deviation of the images that CLIP was trained on, by channel, of pixels in
+# [0, 1]. Its published code, arXiv:2103.00020.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
 
 def size_of(variant: str, fields: Mapping[str, int | None]) -> Size:
   """The size of a variant such as `B/16` or `R50+B/16`, with what overrides it.

@@ -50,6 +50,8 @@ class ViT(nn.Module):
       patch sees a larger surrounding; () for none. arXiv:2106.14881.
     stem_constants: what a hybrid's ResNet adds where it divides: `flax` for the published weights,
       `timm` for those that timm has trained on.
+    patch_bias: whether the embedding of the patches has a bias, which CLIP's lack (Section 2.4,
+      arXiv:2103.00020, and its published code).
     pooling: `token`, a class token; `mean` over the tokens; or `map`, attention by a learned query.
       Only `token` has a class token.
     positions: `learned`, one vector a token, the class token's included; or `sincos2d`, fixed and
@@ -96,6 +98,7 @@ class ViT(nn.Module):
   num_heads: int | None = None
   conv_stem: Sequence[int] = ()
   stem_constants: str = 'flax'
+  patch_bias: bool = True
   pooling: str = 'token'
   positions: str = 'learned'
   grid: tuple[int, int] | None = None
@@ -259,7 +262,7 @@ class ViT(nn.Module):
     if stem:
       image = stem.clone(parent=self)(image.astype(dtype))
       p, q = p // stem.stride, q // stem.stride
-    return embed_patches(image, (p, q), self.size.width, dtype)
+    return embed_patches(image, (p, q), self.size.width, dtype, bias=self.patch_bias)
 
   def _add_positions(self, x: Array, grid: tuple[int, int]) -> tuple[Array, list[Array]]:
     """Adds positions to the patches, `[B, N, D]`; also returns the tokens that come before them.
