@@ -30,6 +30,9 @@ FOLDER = Path(__file__).parents[1] / 'configs'
 
 # [H, W, C] of an image before the host transforms, where the source may be missing.
 IMAGES: dict[str, tuple[int, int, int]] = {
+  'clip_cc12m': (240, 320, 3),
+  'clip_laion': (240, 320, 3),
+  'lit': (240, 320, 3),
   'simclr_cifar10': (32, 32, 3),
   'simclr_fashion_mnist': (28, 28, 1),
   'simclr_i1k': (240, 320, 3),
@@ -61,6 +64,7 @@ class Substitute:
 
   shape: tuple[int, int, int]
   num_classes: int
+  text: bool = False
   size: int = 50_000
 
   @property
@@ -72,7 +76,8 @@ class Substitute:
 
   def __getitem__(self, i: int) -> dict[str, Any]:
     image = np.full(self.shape, i % 256, np.uint8)
-    return {'image': image, 'label': np.int32(i % self.num_classes), 'id': np.int64(i)}
+    example = {'image': image, 'label': np.int32(i % self.num_classes), 'id': np.int64(i)}
+    return {**example, 'text': f'a picture of {i}'} if self.text else example
 
 
 @pytest.fixture(scope='session')
@@ -114,7 +119,7 @@ def load(monkeypatch, checkpoint):
           return made(*args, **kwargs)
         except FileNotFoundError:
           assert name in IMAGES, f'the data of {name} is not here: give its shape in IMAGES'
-          return Substitute(IMAGES[name], num_classes)
+          return Substitute(IMAGES[name], num_classes, text='tokenize' in config.data.host)
 
       return construct
 
