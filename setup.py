@@ -24,7 +24,7 @@ setup(
   package_dir={'': '.'},  # an editable install is then one path, without setuptools' warning
   package_data={
     'vit_jax': ['*.css', '*.js'],
-    'vit_jax.adapters': ['*.csv'],
+    'vit_jax.adapters': ['*.csv', 'packaged/*'],
     'vit_jax.data.class_maps': ['*.txt', '*.json', '*.md', 'LICENSE-*'],
     'vit_jax.data.emoji': ['*.png', '*.csv', '*.md', 'LICENSE-*'],
     'vit_jax.data.prompts': ['*.json', '*.md', 'LICENSE-*'],

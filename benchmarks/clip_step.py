@@ -8,6 +8,11 @@ texts of 77 tokens, the softmax over all pairs, AdamW with a decay of 0.2. Ours 
 `configs/clip_laion.py`; the peer open_clip's model and loss with PyTorch's AdamW, eager. The
 contenders are processes with `THREADS` threads that take turns. A cell is the median of the steps
 after the first two, in milliseconds.
+
+Measured on 2 CPU cores alone, jax 0.10.2, torch 2.13, open_clip 3.3.0:
+
+pairs  ours  open_clip  times faster
+16     2218       4369          1.97
 """
 
 import argparse
@@ -86,8 +91,11 @@ def open_clip(batch):
     for name in ('nms', 'qnms'):
       schema = '(Tensor boxes, Tensor scores, float threshold) -> Tensor'
       torch.library.define(f'torchvision::{name}', schema)
+  import logging
+
   import open_clip as peer
 
+  logging.disable(logging.WARNING)  # It says that it has no weights.
   torch.set_num_threads(THREADS)
   model = peer.create_model('ViT-B-32').train()
   criterion = peer.ClipLoss()

@@ -105,6 +105,15 @@ SPECS = {
     fits={'accuracy': 1.0},
     start=dict(temperature=1e4),  # So high that all views are equally likely.
   ),
+  'slip.SLIP': Spec(
+    fields=dict(image=ENCODER, text=TEXT, projection=D),
+    batch=pairs,
+    chance=math.log(B) + math.log(2 * B - 1),
+    random=dict(augment='flip | color_distort(0.5)', image=dict(ENCODER, dropout=0.2)),
+    outputs={'features': (B, D), 'embeddings': (B, D), 'text_embeddings': (B, D)},
+    fits={'image_to_text': 1.0, 'text_to_image': 1.0},
+    start=dict(scale=1e-4, max_scale=1e-4, temperature=1e4),
+  ),
   'supervised.Supervised': Spec(
     fields=dict(num_classes=K, encoder=ENCODER),
     batch=images,

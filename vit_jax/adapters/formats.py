@@ -10,7 +10,7 @@ from vit_jax.adapters import flax_vit, hf, open_clip, ours, timm
 from vit_jax.adapters.fetch import fetch, local_path
 from vit_jax.adapters.layout import Facts, Layout, one_tower
 from vit_jax.adapters.progress import Bar
-from vit_jax.adapters.published import published
+from vit_jax.adapters.published import packaged, published
 from vit_jax.adapters.run import is_run, open_run
 from vit_jax.adapters.tensors import SUFFIXES, Tensors, open_tensors, split_prefix
 from vit_jax.adapters.two_towers import PIECES, needs_pieces
@@ -47,9 +47,9 @@ def open_checkpoint(
   """Opens a checkpoint; of its arrays, nothing is read yet.
 
   Args:
-    location: a published name, such as 'augreg/B/16-i21k'; a path of a file, of a folder with
-      weights in it, or of a run's folder; an address that `fetch` takes. A file may be followed by
-      a prefix, `file.npz:params/img`.
+    location: a name, such as 'augreg/B/16-i21k' or the packaged 'emoji-clip'; a path of a file, of
+      a folder with weights in it, or of a run's folder; an address that `fetch` takes. A file may
+      be followed by a prefix, `file.npz:params/img`.
     facts: what the file does not say, by the names of `Facts.NAMES`.
     format: a key of `FORMATS`; None finds out.
     step: of a run: a number, 'last' or 'best'.
@@ -81,8 +81,11 @@ def open_checkpoint(
   if _is_name(file):
     if location.startswith(('/', './', '../', '~')):
       raise FileNotFoundError(f'no file or folder {location}')
-    entry = published(location)
-    (file, prefix), format = split_prefix(entry.location), format or entry.format
+    if path := packaged(location):
+      file = str(path)
+    else:
+      entry = published(location)
+      (file, prefix), format = split_prefix(entry.location), format or entry.format
   path, files = _fetch(file, sha256, progress)
   tensors = open_tensors(path)
   if prefix:

@@ -1,4 +1,4 @@
-"""The published checkpoints that people start from, by name. `published.csv` has their figures."""
+"""The checkpoints that people start from, by name; `published.csv` has what was published."""
 
 import csv
 import difflib
@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from vit_jax.choices import check_choice, listed
 
+# Models of our own, each with the config that made it.
+PACKAGED = Path(__file__).with_name('packaged')
 _TABLE = ('name', 'variant', 'data', 'resolution', 'parameters', 'accuracy', 'source')
 _NUMBERS = ('resolution', 'parameters', 'accuracy')  # Columns to the right.
 
@@ -51,10 +53,16 @@ def published(name: str) -> Published:
   """
   rows = _read()
   if name not in rows:
-    near = ' or '.join(map(repr, difflib.get_close_matches(name, rows)))
+    ours = (path.stem for path in PACKAGED.glob('*.npz'))
+    near = ' or '.join(map(repr, difflib.get_close_matches(name, (*ours, *rows))))
     hint = f'did you mean {near}?' if near else f'choose from {listed(rows)}'
     raise ValueError(f'unknown checkpoint {name!r}; {hint}')
   return rows[name]
+
+
+def packaged(name: str) -> Path | None:
+  """The file of a model that comes with this package; None for another name."""
+  return next((path for path in PACKAGED.glob('*.npz') if path.stem == name), None)
 
 
 def list_checkpoints(variant: str = '') -> list[Published]:
@@ -74,6 +82,8 @@ def list_checkpoints(variant: str = '') -> list[Published]:
     check_choice('variant', variant, dict.fromkeys(row.variant for row in rows))
     rows = [row for row in rows if row.variant == variant]
   print(_table(rows))
+  if not variant:
+    print(f'packaged: {", ".join(sorted(path.stem for path in PACKAGED.glob("*.npz")))}')
   return rows
 
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from vit_jax.arrays import Array, Batch, l2_normalize
 from vit_jax.choices import check_choice
 from vit_jax.losses import image_text
-from vit_jax.models.features import Features
 from vit_jax.objectives import inputs
 
 LOSSES = ('softmax', 'sigmoid')
@@ -90,18 +89,12 @@ class CLIP(nn.Module):
       than to any other, and `text_to_image [B]`, the reverse; and the `scale`.
     """
     image = self._project(self._see(batch, train=train))
-    text = self.text(batch['text'], train=train).pooled
-    scale = self._scale()
-    if self.loss == 'softmax':
-      loss, to_text, to_image = image_text.cross_entropy(image, text, scale)
-    else:
-      loss, to_text, to_image = image_text.sigmoid(image, text, scale, self.logit_bias)
-    metrics = {'loss': loss, 'image_to_text': to_text, 'text_to_image': to_image, 'scale': scale}
-    return jnp.mean(loss), metrics
+    metrics = self._compare(image, self.text(batch['text'], train=train).pooled)
+    return jnp.mean(metrics['loss']), metrics
 
   def features(self, batch: Batch) -> Array:
     """What the image encoder pools, `[B, D']` of `image [B, H, W, C]`, before the projection."""
-    return self._see(batch, train=False).pooled
+    return self._see(batch, train=False)
 
   def embeddings(self, batch: Batch) -> Array:
     """Where `image [B, H, W, C]` lie in the common space, `[B, D]` float32 of length 1."""
@@ -116,13 +109,22 @@ class CLIP(nn.Module):
     logits = self._scale() * jnp.matmul(image, text.T, precision='highest')
     return logits + self.logit_bias if self.loss == 'sigmoid' else logits
 
-  def _see(self, batch: Batch, *, train: bool) -> Features:
+  def _see(self, batch: Batch, *, train: bool) -> Array:
     rng = self.make_rng('augment') if train and self.augment else None
     image = inputs.view(batch, self.augment if train else self.eval_augment, rng)
-    return self.image(inputs.normalize(image, self.mean, self.std), train=train)
+    return self.image(inputs.normalize(image, self.mean, self.std), train=train).pooled
 
-  def _project(self, features: Features) -> Array:
-    return features.pooled if self.projection is None else self.image_projection(features.pooled)
+  def _project(self, pooled: Array) -> Array:
+    return pooled if self.projection is None else self.image_projection(pooled)
+
+  def _compare(self, image: Array, text: Array) -> dict[str, Array]:
+    """The metrics of `__call__`, of embeddings `[B, D]` of any length."""
+    scale = self._scale()
+    if self.loss == 'softmax':
+      loss, to_text, to_image = image_text.cross_entropy(image, text, scale)
+    else:
+      loss, to_text, to_image = image_text.sigmoid(image, text, scale, self.logit_bias)
+    return {'loss': loss, 'image_to_text': to_text, 'text_to_image': to_image, 'scale': scale}
 
   def _scale(self) -> Array:
     limit = math.inf if self.max_scale is None else math.log(self.max_scale)
