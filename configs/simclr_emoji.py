@@ -19,8 +19,8 @@ ARGS = ('',)
 
 # Line drawings are half of what is seen, so that features do without colour.
 AUGMENT = (
-  'affine(scale=(0.7, 1.2), aspect=1.2, rotate=12, shear=0.08, shift=0.1, flip=0.5)'
-  '| color_distort(0.5, p=0.8, gray=0.2) | outline(0.2) | sketch(0.4) | stencil(0.2)'
+  'affine(scale=(0.6, 1.2), aspect=1.2, rotate=12, shear=0.08, shift=0.1, flip=0.5)'
+  '| color_distort(0.5, p=0.8, gray=0.2) | outline(0.5) | sketch(0.3) | stencil(0.1)'
   '| background(p=0)'
 )
 
@@ -29,7 +29,7 @@ def get_config(arg=''):
   del arg
   config = ml_collections.ConfigDict()
   config.seed = 0
-  config.total = dict(epochs=150)
+  config.total = dict(epochs=180)
   config.batch_size = 128
   emoji = dict(type='data.emoji.Emoji', label='category', alpha=True)
   config.data = dict(
@@ -41,10 +41,11 @@ def get_config(arg=''):
   config.objective = dict(
     type='objectives.simclr.SimCLR', temperature=0.1, augment=AUGMENT,
     eval_augment='background(p=0)',
-    projection=dict(type='models.projection.Projection', layers=2, dim=64),
+    # None: in so short a training its own layers learn what the encoder should.
+    projection=dict(type='models.projection.Projection', layers=0),
     encoder=dict(
-      type='models.vit.ViT', patch_size=8, conv_stem=(32, 64), width=128, depth=6,
-      num_heads=4, mlp_dim=256, pooling='mean', positions='sincos2d', activation='gelu_tanh',
+      type='models.vit.ViT', patch_size=8, conv_stem=(32, 64), width=96, depth=4,
+      num_heads=3, mlp_dim=192, pooling='mean', positions='sincos2d', activation='gelu_tanh',
     ),
   )  # fmt: skip
   config.optimizer = dict(
@@ -73,9 +74,9 @@ def get_config(arg=''):
   config.evals = dict(
     knn=dict(
       type='evaluators.knn.KNN', train=train, sources=by_style('validation', styles), host=host,
-      k=20, every=dict(epochs=30),
+      k=20, every=dict(epochs=60),
     ),
-    retrieval=dict(**retrieval('validation'), every=dict(epochs=30)),
+    retrieval=dict(**retrieval('validation'), every=dict(epochs=60)),
     # Looked at once, at the end.
     probe=dict(
       type='evaluators.linear_probe.LinearProbe', train=train, validation=validation,
