@@ -19,12 +19,12 @@ import pathlib
 from jobs import run_all
 
 ROOT = pathlib.Path(__file__).parents[1]
-EPOCHS = 100
+EPOCHS = 60
 STYLES = ('google', 'twitter', 'openmoji', 'noto-mono')
 RECALLS = (1, 5)
 
 
-def clip(config):
+def unchanged(config):
   del config
 
 
@@ -33,15 +33,28 @@ def shuffled(config):
   config.data.source = dict(type='data.shuffled.ShuffledTexts', source=config.data.source.to_dict())
 
 
-def cbow(config):
+def clip(config):
+  """Without views that agree."""
+  del config.objective.head
+  config.objective.type = 'objectives.clip.CLIP'
+
+
+def transformer(config):
   text = config.objective.text
   fields = {name: text[name] for name in ('vocab_size', 'width', 'mlp_dim', 'projection', 'end_id')}
-  config.objective.text = dict(type='models.text.CBOW', dropout=0.1, **fields)
+  config.objective.text = dict(
+    type='models.text.TextTransformer', context=16, depth=2, num_heads=3, causal=False,
+    pooling='mean', mask_padding=True, activation='gelu_tanh', dropout=0.1, **fields,
+  )  # fmt: skip
+
+
+def sigmoid(config):
+  config.objective.loss = 'sigmoid'
 
 
 def resnet(config):
   config.objective.image = dict(
-    type='models.resnet.ResNet', blocks=(1, 1, 1), bottleneck=False, width=32, small_stem=True
+    type='models.resnet.ResNet', blocks=(1, 1, 1), bottleneck=False, width=16, small_stem=True
   )
 
 
@@ -78,10 +91,12 @@ def together(*changes):
 
 
 ROWS = {
-  'ViT, transformer': clip,
-  'ViT, CBOW': cbow,
-  'ResNet, transformer': resnet,
-  'ResNet, CBOW': together(resnet, cbow),
+  'ViT, CBOW': unchanged,
+  'ViT, transformer': transformer,
+  'ResNet, CBOW': resnet,
+  'ResNet, transformer': together(resnet, transformer),
+  'sigmoid': sigmoid,
+  'without views': clip,
   'shuffled pairs': shuffled,
   'supervised': supervised,
   'SimCLR, linear': simclr,

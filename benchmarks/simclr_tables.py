@@ -71,12 +71,13 @@ BATCHES, LENGTHS = (32, 64, 128, 256), (10, 20, 40)
 
 
 def base(seed):
-  """The recipe with the paper's head, more outlines, and a shorter time."""
+  """The recipe with a smaller encoder, the paper's head, more outlines, and a shorter time."""
   from vit_jax import config as config_lib
 
   config = config_lib.load(str(ROOT / 'configs/simclr_emoji.py')).unlock()
   config.seed = seed
   config.objective.augment = AUGMENT
+  config.objective.encoder.update(width=96, depth=4, num_heads=3, mlp_dim=192)
   config.objective.projection.update(layers=2, dim=64)
   config.total = dict(epochs=EPOCHS)
   config.optimizer.warmup = dict(epochs=3)

@@ -3,14 +3,28 @@
 python -m vit_jax.main --config configs/clip_emoji.py --workdir /tmp/clip_emoji
 Two views of a drawing agree as well, which is SLIP (arXiv:2112.12750), as there are few pairs to
 learn from; `:clip` is without (`benchmarks/clip_tables.py`). Trained on two styles, without ten
-subcategories.
+subcategories. `:all` trains on every drawing there is, as the packaged model 'emoji-clip' was.
+Hardware: 2 CPU cores alone, 8.6 minutes of training, 9.1 from start to report.
+Measured (seed 0; in brackets by the nearest training drawing in pixels, with its captions ranked by
+tf-idf). Chosen on validation; test had been seen of the same recipe with 170 epochs. Categories are
+answered zero-shot by their names (the largest has 0.225 and 0.239); recall is that of a drawing by its
+name, of the test split among 285 and of the unseen subcategories (all splits) among 180.
+
+test          google        twitter       openmoji      noto-mono
+category      0.554 (0.547) 0.558 (0.477) 0.481 (0.242) 0.432 (0.312)
+recall@1      0.112 (0.059) 0.091 (0.066) 0.102 (0.006) 0.063 (0.012)
+recall@5      0.214 (0.154) 0.196 (0.167) 0.182 (0.020) 0.147 (0.045)
+unseen
+category      0.417 (0.328) 0.422 (0.306) 0.294 (0.178) 0.389 (0.278)
+recall@1      0.033 (0.028) 0.022 (0.034) 0.033 (0.009) 0.028 (0.006)
+recall@5      0.128 (0.086) 0.072 (0.074) 0.072 (0.041) 0.050 (0.029)
 """
 
 import ml_collections
 
 from vit_jax.choices import check_choice
 
-ARGS = ('', 'clip')
+ARGS = ('', 'clip', 'all')
 
 # Kept back whole, to ask for what no caption named: one or two of each category.
 UNSEEN = (
@@ -32,14 +46,14 @@ def get_config(arg=''):
   check_choice('argument', arg, ARGS)
   config = ml_collections.ConfigDict()
   config.seed = 0
-  config.total = dict(epochs=170)
+  config.total = dict(epochs=280)
   config.batch_size = 128
   tokenizer = dict(type='data.tokenizers.clip.ClipBpe', vocab_size=VOCABULARY, context=CONTEXT)
   emoji = dict(type='data.emoji.Emoji', label='category', alpha=True)
   train = dict(**emoji, text=TEXTS, split='train', styles=STYLES[:2], without=UNSEEN)
   config.data = dict(
     source=train,
-    host='decode(channels=4) | caption(first=0.6, join=3)'
+    host='decode(channels=4) | caption(first=0.5, join=4)'
     '| template("{}", "a drawing of {}", "an emoji of {}", "{} emoji")'
     f'| tokenize("data.tokenizers.clip.ClipBpe", vocab_size={VOCABULARY}, context={CONTEXT})',
     num_workers=0,
@@ -52,9 +66,8 @@ def get_config(arg=''):
       mlp_dim=192, pooling='mean', positions='sincos2d', activation='gelu_tanh',
     ),
     text=dict(
-      type='models.text.TextTransformer', vocab_size=VOCABULARY, context=CONTEXT, width=96, depth=2,
-      num_heads=3, mlp_dim=192, causal=False, pooling='mean', end_id=VOCABULARY - 1,
-      mask_padding=True, projection=96, activation='gelu_tanh', dropout=0.1,
+      type='models.text.CBOW', vocab_size=VOCABULARY, width=96, mlp_dim=192, projection=96,
+      end_id=VOCABULARY - 1, dropout=0.1,
     ),
   )  # fmt: skip
   if arg != 'clip':
@@ -99,8 +112,8 @@ def get_config(arg=''):
   test_pixels, test_pixel_captions = pixels(**held_out)
   unseen_pixels, unseen_pixel_captions = pixels(**unseen)
   config.evals = dict(
-    categories=dict(**categories(**tuned), every=dict(epochs=50)),
-    retrieval=dict(**retrieval(**tuned), every=dict(epochs=50)),
+    categories=dict(**categories(**tuned), every=dict(epochs=140)),
+    retrieval=dict(**retrieval(**tuned), every=dict(epochs=140)),
     test_categories=categories(**held_out),
     test_categories_pixels=test_pixels,
     test_retrieval=retrieval(**held_out),
@@ -110,6 +123,10 @@ def get_config(arg=''):
     unseen_retrieval=retrieval(**unseen),
     unseen_retrieval_pixels=unseen_pixel_captions,
   )
+  if arg == 'all':  # Nothing is left to measure it on.
+    config.data.source.update(split='all', styles=STYLES, without=())
+    config.total = dict(epochs=90)
+    config.evals = {}
   config.log = dict(every=dict(steps=20))
   config.checkpoint = dict(keep_last=1)
   return config

@@ -1,16 +1,18 @@
 """SimCLR on the packaged emoji: views of one drawing agree. Chen et al. 2020, arXiv:2002.05709.
 
 python -m vit_jax.main --config configs/simclr_emoji.py --workdir /tmp/simclr_emoji
-No label is seen in training. Hardware: 2 CPU cores with other work beside it, 19 minutes to the
-last step and 32 to the report; not timed alone.
+No label is seen in training. Hardware: 2 CPU cores alone, 7.5 minutes of training, 9 to the report.
 Measured (seed 0, test split; in brackets a random encoder and raw pixels; recall@1 is of the same
-emoji in Google's style, by the embeddings). Temperature, learning rate, batch and augmentation were
-chosen by short runs on validation; the probe of an earlier recipe on test had been seen by then.
+emoji in Google's style, by the embeddings). All was chosen by shorter runs on validation; three
+recipes have been looked at on test.
 
            google               twitter              openmoji             noto-mono
-probe      0.597 (0.486, 0.502) 0.562 (0.441, 0.495) 0.349 (0.175, 0.257) 0.317 (0.213, 0.194)
-20-NN      0.575 (0.435, 0.483) 0.568 (0.429, 0.444) 0.502 (0.241, 0.203) 0.448 (0.254, 0.251)
-recall@1                                             0.346 (0.016, 0.121) 0.644 (0.029, 0.190)
+probe      0.533 (0.476, 0.502) 0.575 (0.451, 0.495) 0.492 (0.203, 0.257) 0.460 (0.216, 0.194)
+20-NN      0.616 (0.429, 0.483) 0.568 (0.425, 0.444) 0.508 (0.251, 0.203) 0.498 (0.232, 0.251)
+recall@1                                             0.371 (0.032, 0.121) 0.689 (0.035, 0.190)
+
+There is no projection head: on validation, at width 96, the probe has 0.513 on openmoji and 0.494
+on noto-mono, and with a head of two layers, 20 epochs more and all else alike 0.263 and 0.404.
 """
 
 import ml_collections
@@ -29,7 +31,7 @@ def get_config(arg=''):
   del arg
   config = ml_collections.ConfigDict()
   config.seed = 0
-  config.total = dict(epochs=180)
+  config.total = dict(epochs=150)
   config.batch_size = 128
   emoji = dict(type='data.emoji.Emoji', label='category', alpha=True)
   config.data = dict(
@@ -41,11 +43,11 @@ def get_config(arg=''):
   config.objective = dict(
     type='objectives.simclr.SimCLR', temperature=0.1, augment=AUGMENT,
     eval_augment='background(p=0)',
-    # None: in so short a training its own layers learn what the encoder should.
+    # None, see above: its own layers would learn what the encoder should.
     projection=dict(type='models.projection.Projection', layers=0),
     encoder=dict(
-      type='models.vit.ViT', patch_size=8, conv_stem=(32, 64), width=96, depth=4,
-      num_heads=3, mlp_dim=192, pooling='mean', positions='sincos2d', activation='gelu_tanh',
+      type='models.vit.ViT', patch_size=8, conv_stem=(32, 64), width=128, depth=4,
+      num_heads=4, mlp_dim=256, pooling='mean', positions='sincos2d', activation='gelu_tanh',
     ),
   )  # fmt: skip
   config.optimizer = dict(
@@ -74,9 +76,9 @@ def get_config(arg=''):
   config.evals = dict(
     knn=dict(
       type='evaluators.knn.KNN', train=train, sources=by_style('validation', styles), host=host,
-      k=20, every=dict(epochs=60),
+      k=20, every=dict(epochs=75),
     ),
-    retrieval=dict(**retrieval('validation'), every=dict(epochs=60)),
+    retrieval=dict(**retrieval('validation'), every=dict(epochs=75)),
     # Looked at once, at the end.
     probe=dict(
       type='evaluators.linear_probe.LinearProbe', train=train, validation=validation,

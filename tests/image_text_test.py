@@ -22,9 +22,8 @@ TOKENIZER = {'type': 'data.tokenizers.clip.ClipBpe', 'vocab_size': 600, 'context
 
 
 def make(tokenizer=TOKENIZER, **fields):
-  spec = dict(
-    type='objectives.clip.CLIP', image=VIT, text=TEXT, projection=12, mean=0.4, std=0.3, **fields
-  )
+  spec = dict(type='objectives.clip.CLIP', image=VIT, text=TEXT, projection=12, mean=0.4, std=0.3)
+  spec.update(fields)
   objective = build_model(spec)
   batch = {'image': np.zeros((1, 16, 16, 3), np.uint8), 'text': np.zeros((1, 8), np.int32)}
   variables = jax.tree.map(
@@ -73,9 +72,12 @@ def test_similarity_has_the_scale_and_the_bias(loss):
   np.testing.assert_allclose(model.similarity(image, text), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize('ending', ['npz', 'safetensors'])
-def test_a_file_brings_both_towers_and_the_tokenizer_back(model, tmp_path, ending):
-  path = tmp_path / f'clip.{ending}'
+BAG = dict(type='models.text.CBOW', vocab_size=600, width=16, projection=12, end_id=599)
+
+
+@pytest.mark.parametrize(('ending', 'text'), [('npz', TEXT), ('safetensors', TEXT), ('npz', BAG)])
+def test_a_file_brings_both_towers_and_the_tokenizer_back(tmp_path, ending, text):
+  model, path = make(text=text), tmp_path / f'clip.{ending}'
   assert not model.save(path).unsaid
   read = vit_jax.load(path)
   assert read.has_text and not read.has_head

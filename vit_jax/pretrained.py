@@ -178,7 +178,7 @@ def _init(
     image = jnp.zeros((1, *preprocessing.size, preprocessing.channels), jnp.uint8)
     if 'text' not in spec:
       return objective.init(key, {'image': image}, method=method_of(spec))
-    text = jnp.zeros((1, objective.text.context), jnp.int32)
+    text = jnp.zeros((1, 1), jnp.int32)  # No parameter has the length of a text.
     return objective.init(key, {'image': image, 'text': text}, train=False)
 
   return init

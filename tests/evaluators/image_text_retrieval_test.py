@@ -272,9 +272,16 @@ def test_a_spec_builds_it_and_clip_answers():
   batch = dict(image=np.zeros((2, 8, 8, 3), np.uint8), text=np.zeros((2, context), np.int32))
   init = jax.jit(functools.partial(objective.init, train=False))
   params = nn.unbox(init(jax.random.key(0), batch))['params']
-  evaluator = build(spec, objective=objective, mesh=mesh_of(8))
-  state = types.SimpleNamespace(params=params, model_state={})
+  drawn = {}
+  writer = types.SimpleNamespace(picture=lambda step, name, image: drawn.update({name: image}))
+  evaluator = build(spec, objective=objective, mesh=mesh_of(8), writer=writer)
+  state = types.SimpleNamespace(step=3, params=params, model_state={})
   result = evaluator.run(state, final=True)
+  assert list(drawn) == [
+    f'{s}/{what}' for s in ('google', 'twitter') for what in ('similarity', 'answers')
+  ]
+  assert all(image.dtype == np.uint8 and len(np.unique(image)) > 20 for image in drawn.values())
+  drawn.clear()
   names = [f'{way}/recall@{k}{end}' for way in DIRECTIONS for k in (1, 5, 10)
            for end in ('', '_chance')]  # fmt: skip
   assert list(result) == [f'{style}/{name}' for style in ('google', 'twitter') for name in names]
@@ -283,6 +290,7 @@ def test_a_spec_builds_it_and_clip_answers():
     assert 0 <= result[f'google/{name}'] < 0.3  # an untrained encoder
   assert result['google/text_to_image/recall@5_chance'] == pytest.approx(5 / images)
   assert evaluator.run(state) == result
+  assert not drawn  # Before the end there are no pictures.
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from vit_jax.evaluators.captions import DIRECTIONS, Captioned, Pairs, captioned_
 from vit_jax.evaluators.neighbors import nearest
 from vit_jax.evaluators.zero_shot import classifier
 
+PICTURES = 6  # images of each source that are drawn
+
 
 class ImageTextRetrieval:
   """Recall@k of images by captions and of captions by images, as arXiv:1412.2306 counts.
@@ -39,6 +41,7 @@ class ImageTextRetrieval:
     objective: nn.Module,
     mesh: Mesh,
     *,
+    writer: Any = None,
     tokenizer: Any,
     source: Any = None,
     sources: Mapping[str, Any] | None = None,
@@ -60,6 +63,8 @@ class ImageTextRetrieval:
     Args:
       objective: has the two methods.
       mesh: the mesh.
+      writer: takes the pictures of the last run: answer cards, and similarities of some images and
+        their captions; None draws none.
       tokenizer: the objective's tokenizer or its spec, `dict(type='data.tokenizers.clip.ClipBpe')`.
       source: a source or its spec, whose examples have `text`, a string or several; or
       sources: several by name, which comes before their metrics: `coco/text_to_image/recall@1`.
@@ -90,7 +95,7 @@ class ImageTextRetrieval:
     check_templates(templates)
     self.sources = captioned_sources(source, sources, captions=captions, group=group, k=k)
     self.tokenizer = build(tokenizer) if isinstance(tokenizer, Mapping) else tokenizer
-    self.objective, self.mesh = objective, mesh
+    self.objective, self.mesh, self.writer = objective, mesh, writer
     self.templates, self.same_text = tuple(templates), same_text
     self.k, self.chance = tuple(k), chance
     shards = sharding.batch_shards(mesh)
@@ -107,8 +112,8 @@ class ImageTextRetrieval:
     """Searches in both directions.
 
     Args:
-      state: has `params` and `model_state`.
-      final: changes nothing.
+      state: has `step`, `params` and `model_state`.
+      final: whether this is the last run: draws the pictures.
 
     Returns:
       `text_to_image/recall@1` and so on, each with `_chance`, in [0, 1]; after `<source>/` where
@@ -117,11 +122,11 @@ class ImageTextRetrieval:
     Raises:
       ValueError: embeddings that are not finite, or fewer images decode than a k.
     """
-    del final
     variables = apply.variables_of(state)
     results = {}
     for name, source in self.sources.items():
-      images, kept = self._see(variables, source)
+      draw = final and self.writer is not None
+      images, kept, shown = self._see(variables, source, PICTURES if draw else 0)
       check_k(self.k, len(kept))
       pairs = Pairs([source.texts[i] for i in kept], same_text=self.same_text)
       texts = self._read(variables, pairs.captions)
@@ -129,20 +134,36 @@ class ImageTextRetrieval:
         values = self._judge(pairs, direction, *found)
         start = f'{apply.prefix(name)}{direction}/'
         results |= {start + key: value for key, value in values.items()}
+      if shown:
+        step = int(state.step)
+        self._draw(step, name, variables, shown, images[list(shown)], pairs, texts)
     return results
 
   def _apply(self, variables: Any, batch: Batch) -> tuple[Array, Array]:
     return self.objective.apply(variables, batch, method=self.method), batch['_mask']
 
-  def _see(self, variables: Any, source: Captioned) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings [N, D] float32 of the images that decode, and which ones these are, [N]."""
-    parts, masks = [], []
+  def _see(
+    self, variables: Any, source: Captioned, count: int
+  ) -> tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]:
+    """Looks at the images that decode.
+
+    Returns:
+      Their embeddings [N, D] float32; which ones these are, [N]; and `count` of the images
+      themselves, by their place among the N.
+    """
+    chosen = set(np.linspace(0, len(source) - 1, count).round().astype(int).tolist())
+    parts, masks, shown, seen, kept = [], [], {}, 0, 0
     for batch in apply.batches(source, self.mesh, **self.options):
       made, mask = self._images(variables, batch)
       mask = mask.astype(bool)
+      rows = np.flatnonzero(mask)
+      new = {kept + i: row for i, row in enumerate(rows.tolist()) if seen + row in chosen}
+      pixels = apply.fetch(batch['image'], self.mesh) if new else ()
+      shown |= {place: pixels[row] for place, row in new.items()}
       parts.append(made[mask].astype(np.float32))
       masks.append(mask)
-    return np.concatenate(parts), np.flatnonzero(np.concatenate(masks))
+      seen, kept = seen + len(mask), kept + len(rows)
+    return np.concatenate(parts), np.flatnonzero(np.concatenate(masks)), shown
 
   def _read(self, variables: Any, captions: Sequence[str]) -> np.ndarray:
     """Embeddings [M, D] float32 of the captions, the very same for the same text."""
@@ -171,3 +192,39 @@ class ImageTextRetrieval:
       if self.chance:
         results[f'recall@{k}_chance'] = pairs.chance(direction, k)
     return results
+
+  def _draw(
+    self,
+    step: int,
+    name: str,
+    variables: Any,
+    shown: Mapping[int, np.ndarray],
+    images: np.ndarray,
+    pairs: Pairs,
+    texts: np.ndarray,
+  ) -> None:
+    from vit_jax.plots import answers, similarity
+
+    own = [min(pairs.right['image_to_text'][i]) for i in shown]  # their first captions
+    pictures, captions = list(shown.values()), [pairs.captions[i] for i in own]
+    start, title = apply.prefix(name), f'{name}: ' if name else ''
+    picture = similarity.similarity(
+      pictures, captions, images @ texts[own].T, title=f'{title}cosines'
+    )
+    self.writer.picture(step, f'{start}similarity', picture)
+    if 'similarity' not in apply.methods_of(self.objective):
+      return  # Nobody says what cosines are multiplied by.
+    # Of equal captions the first one stands for all.
+    unique = {text: i for i, text in reversed(list(enumerate(pairs.captions)))}
+    logits = self.objective.apply(
+      variables, images, texts[list(unique.values())], method='similarity'
+    )
+    truths = [list(unique).index(text) for text in captions]
+    picture = answers.answers(
+      pictures,
+      list(unique),
+      np.asarray(jax.nn.softmax(logits)),
+      truths,
+      title=f'{title}the best of {len(unique)} captions',
+    )
+    self.writer.picture(step, f'{start}answers', picture)
