@@ -7,8 +7,8 @@ subcategories. `:all` trains on every drawing there is, as the packaged model 'e
 Hardware: 2 CPU cores alone, 8.6 minutes of training, 9.1 from start to report.
 Measured (seed 0; in brackets by the nearest training drawing in pixels, with its captions ranked by
 tf-idf). Chosen on validation; test had been seen of the same recipe with 170 epochs. Categories are
-answered zero-shot by their names (the largest has 0.225 and 0.239); recall is that of a drawing by its
-name, of the test split among 285 and of the unseen subcategories (all splits) among 180.
+answered zero-shot by their names (the largest has 0.225 and 0.239); recall is that of a drawing by
+its name, of the test split among 285 and of the unseen subcategories (all splits) among 180.
 
 test          google        twitter       openmoji      noto-mono
 category      0.554 (0.547) 0.558 (0.477) 0.481 (0.242) 0.432 (0.312)
