@@ -24,15 +24,15 @@ def test_it_is_small_and_whole(model):
 def test_the_config_that_made_it_is_beside_it(model):
   config = json.loads((PACKAGED / 'emoji-clip.json').read_text())
   assert one_by_one(config['objective']) == one_by_one(model.spec)
-  assert config['data']['source']['split'] == 'train'
+  assert config['data']['source']['split'] == 'all'
 
 
 @pytest.mark.parametrize('style', ['google', 'twitter', 'openmoji', 'noto-mono'])
-def test_it_knows_the_categories_of_emoji_that_it_has_not_seen(model, style):
+def test_it_knows_the_categories_of_what_it_was_trained_on(model, style):
   source = Emoji('test', styles=(style,), alpha=True)
   images = model.embeddings([source[i]['image'] for i in range(len(source))])
   answers = (images @ model.classifier(source.classes, ('{}',)).T).argmax(1)
-  assert np.mean(answers == source.labels) > 0.35  # The largest category has 0.213.
+  assert np.mean(answers == source.labels) > 0.6  # The largest category has 0.213.
 
 
 def test_another_name_that_is_close_is_asked_for():
