@@ -32,7 +32,7 @@ def test_it_knows_the_categories_of_what_it_was_trained_on(model, style):
   source = Emoji('test', styles=(style,), alpha=True)
   images = model.embeddings([source[i]['image'] for i in range(len(source))])
   answers = (images @ model.classifier(source.classes, ('{}',)).T).argmax(1)
-  assert np.mean(answers == source.labels) > 0.6  # The largest category has 0.213.
+  assert np.mean(answers == source.labels) > 0.45  # The largest category has 0.213.
 
 
 def test_another_name_that_is_close_is_asked_for():
