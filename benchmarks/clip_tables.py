@@ -6,10 +6,40 @@ python benchmarks/clip_tables.py table OUT
 Every row is `configs/clip_emoji.py` with something else in it, for `EPOCHS` epochs of the same
 drawings (google and twitter, without ten subcategories) and captions; two rows learn from the
 categories alone, with the same image encoder: by a classifier, and by SimCLR and a linear probe.
-`category` is the accuracy of the eight categories: zero-shot, by their names; `recall` that of the
-drawing by its name among all of the same set. Sets are the test split of each style, and the ten
-subcategories that none of them has seen, from all splits. `pixels` answers with the category, and
-ranks by the captions, of the training drawing that is nearest in pixels.
+A cell is the accuracy of the eight categories, zero-shot by their names, and recall@1 and recall@5
+of a drawing by its name, among all of the same set. Sets are the test split of each style, and the
+ten subcategories that none of the rows has seen, from all splits. `pixels` answers with the
+category, and ranks by the captions, of the training drawing that is nearest in pixels.
+
+Measured on 2 CPU cores, seed 0:
+
+held out                     google            twitter           openmoji          noto-mono
+--------------------------------------------------------------------------------------------
+ViT, CBOW         0.467 0.060 0.168  0.435 0.042 0.165  0.449 0.056 0.137  0.368 0.035 0.116
+ViT, transformer  0.453 0.067 0.189  0.435 0.042 0.158  0.460 0.046 0.168  0.354 0.025 0.081
+sigmoid           0.474 0.046 0.158  0.474 0.046 0.130  0.467 0.063 0.144  0.365 0.018 0.067
+without views     0.396 0.007 0.098  0.432 0.025 0.088  0.386 0.011 0.074  0.284 0.000 0.014
+shuffled pairs    0.095 0.014 0.025  0.105 0.007 0.028  0.102 0.007 0.021  0.077 0.007 0.025
+supervised                    0.530              0.540              0.407              0.372
+SimCLR, linear                0.561              0.582              0.393              0.358
+pixels            0.547 0.059 0.154  0.477 0.066 0.167  0.242 0.006 0.020  0.312 0.012 0.045
+
+unseen                       google            twitter           openmoji          noto-mono
+--------------------------------------------------------------------------------------------
+ViT, CBOW         0.444 0.017 0.083  0.372 0.028 0.083  0.300 0.022 0.044  0.378 0.028 0.061
+ViT, transformer  0.406 0.011 0.078  0.350 0.011 0.083  0.222 0.017 0.061  0.356 0.022 0.056
+sigmoid           0.444 0.022 0.083  0.356 0.000 0.061  0.256 0.011 0.050  0.389 0.017 0.056
+without views     0.383 0.017 0.061  0.333 0.000 0.072  0.256 0.011 0.061  0.372 0.011 0.033
+shuffled pairs    0.144 0.011 0.056  0.133 0.011 0.050  0.133 0.000 0.017  0.106 0.006 0.078
+supervised                    0.444              0.344              0.350              0.411
+SimCLR, linear                0.478              0.383              0.256              0.378
+pixels            0.328 0.028 0.086  0.306 0.034 0.074  0.178 0.009 0.041  0.278 0.006 0.029
+
+Zero-shot loses less under shift, as the paper says: from google to openmoji and to noto-mono 0.02
+and 0.10, where the classifier loses 0.12 and 0.16 and SimCLR with a probe 0.17 and 0.20; on the
+styles of training these two are ahead by 0.06 to 0.15. Much of what is learned comes from views
+that agree.
+The rows of the ResNet have not been run.
 """
 
 import argparse
@@ -193,7 +223,7 @@ def show(out):
         values = [numbers.get(f'{style}/{key}') for key in keys]
         cells.append(' '.join('' if v is None else f'{v:.3f}' for v in values).strip())
       rows.append((row, *cells))
-    print(tables.table(rows, (f'category, recall@1, recall@5{name}', *STYLES)) + '\n')
+    print(tables.table(rows, (name.strip() or 'held out', *STYLES)) + '\n')
 
 
 def main():
