@@ -8,6 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from vit_jax import sharding
 from vit_jax.build import build
 from vit_jax.data.digits import Digits
+from vit_jax.data.substitute import BadExample
 from vit_jax.evaluators import nearest_pixel
 from vit_jax.evaluators.nearest_pixel import NearestPixel
 
@@ -40,6 +41,15 @@ class Permuted(Digits):
     return {**super().__getitem__(i), 'label': super().__getitem__(int(order[i]))['label']}
 
 
+class Torn(Digits):
+  """The digits, of which the fifth is broken."""
+
+  def __getitem__(self, i):
+    if i == 4:
+      raise BadExample('torn')
+    return super().__getitem__(i)
+
+
 @pytest.mark.parametrize('k', [1, 3, 10])
 def test_equals_scikit_learn(k):
   train, test = arrays(Digits('train')), arrays(Digits('test'))
@@ -57,6 +67,22 @@ def test_accuracy_at_any_batch_size(batch_size, devices):
   model = KNeighborsClassifier(1).fit(*arrays(train))
   evaluator = NearestPixel(None, mesh_of(devices), train=train, source=test, batch_size=batch_size)
   assert evaluator.run(None) == {'accuracy': model.score(*arrays(test))}
+
+
+@pytest.mark.parametrize('batch_size', [1, 8])
+def test_broken_images_are_left_out_even_where_a_batch_has_no_other(batch_size):
+  train, test = Digits('train[:300]'), Digits('test[:20]')
+  evaluator = NearestPixel(
+    None,
+    mesh_of(1),
+    train=train,
+    source=Torn('test[:20]'),
+    batch_size=batch_size,
+    max_bad_share=0.1,
+  )
+  images, labels = (np.delete(x, 4, 0) for x in arrays(test))
+  model = KNeighborsClassifier(1).fit(*arrays(train))
+  assert evaluator.run(None) == {'accuracy': model.score(images, labels)}
 
 
 def test_permuted_labels_fall_to_chance():

@@ -101,9 +101,10 @@ class NearestPixel:
         raise ValueError('nearest_pixel needs one label an image, not multi-hot labels')
       if image.shape[-1] == 4:
         image = to_rgb(image, self.background)
-      images.append(image.reshape(len(image), -1))
+      images.append(image)
       labels.append(label)
-    return np.concatenate(images), np.concatenate(labels)
+    images = np.concatenate(images)
+    return images.reshape(len(images), -1), np.concatenate(labels)
 
 
 def nearest(images: np.ndarray, train: np.ndarray, k: int) -> np.ndarray:
