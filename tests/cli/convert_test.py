@@ -165,4 +165,5 @@ def test_help_names_the_formats(capfd):
   with pytest.raises(SystemExit):
     cli.main(['convert', '--help'])
   text = ' '.join(capfd.readouterr().out.split())
-  assert 'one of vit_jax, vision_transformer, timm, transformers, jax; by default vit_jax' in text
+  formats = 'vit_jax, vision_transformer, timm, transformers, open_clip, jax'
+  assert f'one of {formats}; by default vit_jax' in text

@@ -19,9 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--force', action='store_true', help='write over what is there')
   loading.add_arguments(parser)
   parser.epilog = (
-    'timm and transformers take a folder, in which these libraries find weights and config.json, '
-    'or a .safetensors file with these beside it. jax is a program with its weights inside, which '
-    'JAX runs alone. The optimizer is never written.'
+    'timm, transformers and open_clip take a folder, in which these libraries find weights and '
+    'what these are, or a .safetensors file with that beside it; open_clip takes models with a '
+    'text tower alone. jax is a program with its weights inside, which JAX runs alone. The '
+    'optimizer is never written.'
   )
 
 
