@@ -12,6 +12,7 @@ from vit_jax.adapters.read import Report
 from vit_jax.build import build
 from vit_jax.data.texts import check_templates
 from vit_jax.data.tokenizers.base import Tokenizer
+from vit_jax.evaluators.zero_shot import classifier
 from vit_jax.model import BATCH_SIZE, Model
 
 
@@ -75,8 +76,7 @@ class ImageTextModel(Model):
     """
     if isinstance(texts, str) or not len(texts):
       raise ValueError(f'texts are a list of one or more strings, not {texts!r}')
-    tokens = np.stack([self.tokenizer(text) for text in texts])
-    return self._in_batches('text_embeddings', 'text', tokens, batch_size)
+    return self._encode(np.stack([self.tokenizer(text) for text in texts]), batch_size)
 
   def classifier(
     self, labels: Sequence[str], templates: Sequence[str] = ('a photo of a {}.',)
@@ -84,12 +84,13 @@ class ImageTextModel(Model):
     """Where labels lie, `[K, D]` float32 of length 1: the mean over the templates, scaled again.
 
     Raises:
-      ValueError: as of `text_embeddings`, or a template without a single `{}`.
+      ValueError: there are no labels, nobody says the tokenizer, or a template has no single `{}`.
     """
     check_templates(templates)
-    texts = [template.replace('{}', label) for label in labels for template in templates]
-    made = self.text_embeddings(texts).reshape(len(labels), len(templates), -1).mean(1)
-    return made / np.linalg.norm(made, axis=-1, keepdims=True)
+    if isinstance(labels, str) or not len(labels):
+      raise ValueError(f'labels are a list of one or more strings, not {labels!r}')
+    size = min(BATCH_SIZE, len(labels) * len(templates))
+    return classifier(self._encode, self.tokenizer, labels, templates, batch_size=size)
 
   def similarity(self, image: np.ndarray, text: np.ndarray) -> np.ndarray:
     """The logits `[N, M]` of embeddings `[N, D]` of images and `[M, D]` of texts, float32.
@@ -98,3 +99,6 @@ class ImageTextModel(Model):
     sigmoid.
     """
     return np.asarray(self.objective.apply(self.variables, image, text, method='similarity'))
+
+  def _encode(self, tokens: np.ndarray, batch_size: int = BATCH_SIZE) -> np.ndarray:
+    return self._in_batches('text_embeddings', 'text', tokens, batch_size)
