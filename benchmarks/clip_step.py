@@ -49,34 +49,14 @@ def ours(batch):
   allocator.keep_freed_memory()
   from pathlib import Path
 
-  import flax.linen as nn
-  import jax
-  import numpy as np
+  from steps import config_step
 
-  from vit_jax import build, config, optim, sharding, state, train
+  from vit_jax import config
 
   made = config.load(str(Path(__file__).parents[1] / CONFIG))
   made.objective.image.dtype = made.objective.text.dtype = 'float32'
-  objective = build.build(made.objective)
   image, text = pairs(batch)
-  data = {'image': image, 'text': text}
-  mesh = sharding.make_mesh({})
-  with jax.set_mesh(mesh):
-    boxed = state.abstract_variables(objective, data)
-    optimizer = optim.build_optimizer(
-      made.optimizer, nn.unbox(boxed)['params'], total_steps=10_000, batch_size=batch,
-      steps=lambda amount: amount['steps'],
-    )  # fmt: skip
-    make, _ = state.init_state(objective, optimizer.tx, data, 0, mesh)
-    step = jax.jit(train.make_train_step(objective, optimizer.tx), donate_argnums=0)
-    held = [make()]
-
-  def one():
-    with jax.set_mesh(mesh):
-      held[0], metrics = step(held[0], data)
-      assert np.isfinite(metrics['loss'].block_until_ready())
-
-  return one
+  return config_step(made, {'image': image, 'text': text})
 
 
 def open_clip(batch):

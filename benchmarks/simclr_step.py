@@ -47,11 +47,10 @@ def ours(batch, augmentation):
   allocator.keep_freed_memory()
   from pathlib import Path
 
-  import flax.linen as nn
   import jax
-  import numpy as np
+  from steps import config_step
 
-  from vit_jax import build, config, optim, sharding, state, train
+  from vit_jax import build, config
   from vit_jax.objectives import inputs
 
   made = config.load(str(Path(__file__).parents[1] / CONFIG))
@@ -61,23 +60,7 @@ def ours(batch, augmentation):
   views = jax.jit(lambda rng, data: inputs.views(data, objective.augment, rng, 2))
   if augmentation:
     return lambda: views(jax.random.key(0), data).block_until_ready()
-  mesh = sharding.make_mesh({})
-  with jax.set_mesh(mesh):
-    boxed = state.abstract_variables(objective, data)
-    optimizer = optim.build_optimizer(
-      made.optimizer, nn.unbox(boxed)['params'], total_steps=1000, batch_size=batch,
-      steps=lambda amount: 100,
-    )  # fmt: skip
-    make, _ = state.init_state(objective, optimizer.tx, data, 0, mesh)
-    step = jax.jit(train.make_train_step(objective, optimizer.tx), donate_argnums=0)
-    held = [make()]
-
-  def one():
-    with jax.set_mesh(mesh):
-      held[0], metrics = step(held[0], data)
-      assert np.isfinite(metrics['loss'].block_until_ready())
-
-  return one
+  return config_step(made, data)
 
 
 def pytorch(batch, augmentation):

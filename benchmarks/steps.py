@@ -1,8 +1,9 @@
-"""The training step of a supervised ViT, as the loop runs it, for the benchmarks."""
+"""Training steps as the loop runs them: of a config, and of a supervised ViT."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from vit_jax import optim, sharding, state, train
@@ -54,3 +55,32 @@ def supervised_step(
   make, like = state.init_state(objective, made.tx, batch, 0, mesh)
   step = jax.jit(train.make_train_step(objective, made.tx, accumulate), donate_argnums=0)
   return step, make, like, batch
+
+
+def config_step(config, batch: dict):
+  """A config's step on one batch, on all devices.
+
+  Args:
+    config: with an `objective` and an `optimizer`; 100 steps of warm-up, whatever it says.
+    batch: arrays by name.
+
+  Returns:
+    A function without arguments that ends when the next step has been computed.
+  """
+  objective, mesh = build(config.objective), sharding.make_mesh({})
+  with jax.set_mesh(mesh):
+    boxed = state.abstract_variables(objective, batch)
+    made = optim.build_optimizer(
+      config.optimizer, nn.unbox(boxed)['params'], total_steps=1000,
+      batch_size=len(batch['image']), steps=lambda amount: 100,
+    )  # fmt: skip
+    make, _ = state.init_state(objective, made.tx, batch, 0, mesh)
+    step = jax.jit(train.make_train_step(objective, made.tx), donate_argnums=0)
+    held = [make()]
+
+  def one():
+    with jax.set_mesh(mesh):
+      held[0], metrics = step(held[0], batch)
+      assert np.isfinite(metrics['loss'].block_until_ready())
+
+  return one

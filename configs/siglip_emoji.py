@@ -2,7 +2,7 @@
 
 python -m vit_jax.main --config configs/siglip_emoji.py --workdir /tmp/siglip_emoji
 `configs/clip_emoji.py` with the sigmoid loss, its learned bias from -10 and its scale from 10.
-Hardware: 2 CPU cores, minutes. Measured: at 60 epochs, in `benchmarks/clip_tables.py`.
+Hardware: 2 CPU cores. Not run at this length; 60 epochs of it stand in `benchmarks/clip_tables.py`.
 """
 
 import ml_collections
