@@ -60,16 +60,26 @@ class Experiment:
     )
 
 
-def setup(config: ml_collections.ConfigDict) -> Experiment:
+def setup(
+  config: ml_collections.ConfigDict,
+  *,
+  devices: list[jax.Device] | None = None,
+  source: Any = None,
+) -> Experiment:
   """Builds what a config describes, and computes nothing yet.
+
+  Args:
+    config: the recipe.
+    devices: to lay the mesh over, which need not be there to be used; all of this run's by default.
+    source: of examples, in the place of `config.data.source`.
 
   Raises:
     ValueError: whatever in the config cannot be, with the choices.
   """
   config_lib.check(config)
-  mesh = sharding.make_mesh(config.get('mesh') or {})
+  mesh = sharding.make_mesh(config.get('mesh') or {}, devices)
   pipeline.check_batch_size(config.batch_size, sharding.batch_sharding(mesh))
-  source = build(config.data.source)
+  source = build(config.data.source) if source is None else source
   objective = build(config.objective)
   spec = batch_spec(source, config.data.host, config.batch_size)
   check_labels(source, objective)
