@@ -11,13 +11,24 @@ probe      0.533 (0.476, 0.502) 0.575 (0.451, 0.495) 0.492 (0.203, 0.257) 0.460 
 20-NN      0.616 (0.429, 0.483) 0.568 (0.425, 0.444) 0.508 (0.251, 0.203) 0.498 (0.232, 0.251)
 recall@1                                             0.371 (0.032, 0.121) 0.689 (0.035, 0.190)
 
+`:1`, `:2` and so on draw the splits anew. Over this draw and two more, what the probe adds, with
+paired 95 % intervals over base emoji (`benchmarks/probe_intervals.py`), and the mean recall@1:
+
+- random   +0.102 [.051, .154]  +0.124 [.081, .168]  +0.261 [.210, .313]  +0.256 [.209, .309]
+- pixels   +0.097 [.054, .139]  +0.087 [.042, .129]  +0.247 [.197, .297]  +0.282 [.227, .338]
+recall@1                                             0.337 (pixels .101)  0.662 (pixels .204)
+
+The recipe was chosen on validation of the first draw, of which some are in test of the others. In
+the first draw alone the intervals of google hold zero: +0.057 [-.009, .129] above the random
+encoder and +0.032 [-.022, .086] above pixels; in the second alone every one is above it.
+
 There is no projection head: on validation, at width 96, the probe has 0.513 on openmoji and 0.494
 on noto-mono, and with a head of two layers, 20 epochs more and all else alike 0.263 and 0.404.
 """
 
 import ml_collections
 
-ARGS = ('',)
+ARGS = ('', '1')
 
 # Line drawings are half of what is seen, so that features do without colour.
 AUGMENT = (
@@ -28,12 +39,12 @@ AUGMENT = (
 
 
 def get_config(arg=''):
-  del arg
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.total = dict(epochs=150)
   config.batch_size = 128
-  emoji = dict(type='data.emoji.Emoji', label='category', alpha=True)
+  drawn = dict(type='data.emoji.Emoji', alpha=True, splits_seed=int(arg or 0))
+  emoji = dict(**drawn, label='category')
   config.data = dict(
     source=dict(**emoji, split='train', styles=('google', 'twitter')),
     host='decode(channels=4)',
@@ -62,8 +73,7 @@ def get_config(arg=''):
   host = 'decode(channels=4)'
 
   def by_style(split, styles, label='category'):
-    emoji = dict(type='data.emoji.Emoji', label=label, alpha=True, split=split)
-    return {style: dict(**emoji, styles=(style,)) for style in styles}
+    return {style: dict(**drawn, label=label, split=split, styles=(style,)) for style in styles}
 
   def retrieval(split):
     sources = by_style(split, ('google', 'openmoji', 'noto-mono'), label='name')

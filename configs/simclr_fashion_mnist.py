@@ -8,12 +8,15 @@ Hardware: one CPU core, 72 minutes of training beside tests on the other; not ti
 evaluation takes half as long again: the probe of pixels is fitted with nine l2.
 Measured (seed 0; nothing was tuned): the linear probe on the test split 0.895, of a random encoder
 0.773, of pixels 0.843; 20-NN on validation 0.880, 0.745, 0.849.
+`:resnet` is for a GPU, a ResNet-18 in bfloat16 and batches of 512. Measured on one H100 (seed 0, l2
+one of 1e-3, 1e-2 and 1e-1): 0.920, of a random encoder 0.666; 55 epochs take 96 seconds at 31,500
+images a second, all together three minutes.
 """
 
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-ARGS = ('', 'tfds')
+ARGS = ('', 'tfds', 'resnet')
 
 
 def get_config(arg=''):
@@ -46,6 +49,18 @@ def get_config(arg=''):
     name='adamw', learning_rate=2e-3, weight_decay=0.05, clip=1.0,
     schedule='cosine', warmup=dict(epochs=2),
   )  # fmt: skip
+  if arg == 'resnet':
+    config.total = dict(epochs=55)
+    config.batch_size = 512
+    config.data.num_workers = 8
+    config.objective.projection.dim = 128
+    config.objective.encoder = dict(
+      type='models.resnet.ResNet', variant='18', small_stem=True, dtype='bfloat16'
+    )
+    config.optimizer = dict(
+      name='lars', learning_rate=1.0, scaling='linear', weight_decay=1e-6, schedule='cosine',
+      warmup=dict(epochs=5),
+    )  # fmt: skip
   config.mesh = dict(data=-1, fsdp=1, tensor=1)
   validation = images('train[55000:]', 'train[55000:]')
   test = images('test', 'test')
