@@ -31,12 +31,12 @@ os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tpu_step
 from jax.experimental import topologies
 from randaugment import picture
 
 from vit_jax import augment, sharding, tables
 from vit_jax.data.randaugment import OPERATIONS
+from vit_jax.preflight import hlo
 
 SIDE, BATCH, REPEATS = 224, 128, 7
 # What does about the same on the host, by names of RandAugment's operations, and on the device.
@@ -63,7 +63,7 @@ def cycles(function, device):
   placed = sharding.batch_sharding(mesh)
   images = jax.ShapeDtypeStruct((BATCH, SIDE, SIDE, 3), jnp.float32, sharding=placed)
   key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=sharding.replicated(mesh))
-  return tpu_step.estimated_cycles(jax.jit(function).lower(key, images).compile().as_text())
+  return hlo.Program(jax.jit(function).lower(key, images).compile().as_text()).cycles()
 
 
 def seconds(work):

@@ -3,10 +3,11 @@
 pip install -e . libtpu==0.0.42
 python benchmarks/tpu_step.py [NAME=VALUE ...] [--models S/16 B/16] [--images 128] [--accumulate 1]
 
-Compiles a step of AdamW (first moment in bfloat16, clipping at 1) for a ViT with sin-cos positions
-and mean pooling in bfloat16, and prints the sum of the cycles that XLA estimates (not of custom
-kernels, of which this program has none; a loop's body times its trips), and the memory of its
-temporaries. NAME=VALUE sets fields of the encoder, as in `depth=2`. It takes minutes.
+`vit_jax preflight` says it, and more, of a config; here it is of a bare model. Compiles a step of
+AdamW (first moment in bfloat16, clipping at 1) for a ViT with sin-cos positions and mean pooling in
+bfloat16, and prints the sum of the cycles that XLA estimates (not of custom kernels, of which this
+program has none; a loop's body times its trips), and the memory of its temporaries. NAME=VALUE sets
+fields of the encoder, as in `depth=2`. It takes minutes.
 
 Measured with jax 0.10.2 and libtpu 0.0.42, at 128 images a chip of v5e:2x4:
 
@@ -29,56 +30,10 @@ of S/16, 32 of B/16.
 
 import argparse
 import ast
-import os
-import re
+import sys
 import time
 
-os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
-
-import jax
-import steps
-from jax.experimental import topologies
-
-from vit_jax import sharding, tables
-
-CYCLES = r'"estimated_cycles":"?(\d+)'
-
-
-def compile_step(encoder, mesh, images, accumulate):
-  """The compiled step on `images` a chip."""
-  with jax.set_mesh(mesh):
-    step, _, state, batch = steps.supervised_step(
-      encoder, images * mesh.size, mesh, accumulate=accumulate
-    )
-    return step.lower(state, batch).compile()
-
-
-def estimated_cycles(text):
-  """The sum of XLA's estimates in a compiled program, a loop's body times its trips."""
-  computations, inside = {}, ''
-  for line in text.splitlines():
-    if line.endswith('{') and not line.startswith(' '):
-      inside = line.removeprefix('ENTRY ').split()[0].lstrip('%')
-    computations.setdefault(inside, []).append(line)
-  loops = {}
-  for around, lines in computations.items():
-    for line in lines:
-      loop = re.search(r' while\(.*condition=%?([\w.-]+), body=%?([\w.-]+)', line)
-      if loop:
-        # A scan compares its counter with the one constant of the condition.
-        (trips,) = re.findall(r'constant\((\d+)\)', '\n'.join(computations[loop[1]]))
-        loops[loop[2]] = around, int(trips)
-
-  def times(computation):
-    around, trips = loops.get(computation, (None, 1))
-    return trips * times(around) if around else 1
-
-  return sum(
-    times(name) * sum(map(int, re.findall(CYCLES, line)))
-    for name, lines in computations.items()
-    for line in lines
-  )
+from vit_jax.preflight import topologies
 
 
 def main():
@@ -93,27 +48,42 @@ def main():
   fields = {
     name: ast.literal_eval(value) for name, value in (f.split('=', 1) for f in options.fields)
   }
-  topology = topologies.get_topology_desc(platform='tpu', topology_name=options.topology)
-  mesh = sharding.make_mesh(dict(data=-1), topology.devices)
-  rows = []
-  for model in options.models:
-    encoder = dict(
-      variant=model, pooling='mean', positions='sincos2d', dtype='bfloat16', activation='gelu_tanh'
-    )
-    begun = time.perf_counter()
-    compiled = compile_step({**encoder, **fields}, mesh, options.images, options.accumulate)
-    seconds = time.perf_counter() - begun
-    text = compiled.as_text()
-    if options.dump:
-      with open(options.dump, 'w') as file:
-        file.write(text)
-    cycles = estimated_cycles(text)
-    memory = compiled.memory_analysis().temp_size_in_bytes
-    kernels = text.count('custom_call_target="tpu_custom_call"')
-    rows.append((model, f'{cycles / 1e6:.1f}', f'{memory / 1e9:.2f}', kernels, f'{seconds:.0f}'))
-    print(' '.join(map(str, rows[-1])), flush=True)
+  topologies.set_environment(options.topology)  # Before JAX starts.
+  rows = [measure(model, fields, options) for model in options.models]
+  from vit_jax import tables
+
   header = ('', 'cycles, millions', 'temporaries, GB', 'custom kernels', 'compiled in s')
   print(tables.table(rows, header))
+
+
+def measure(model, fields, options):
+  """A row of the table."""
+  import jax
+  import steps
+
+  from vit_jax import sharding
+  from vit_jax.preflight import hlo, memory
+
+  mesh = sharding.make_mesh(dict(data=-1), topologies.devices(options.topology))
+  encoder = dict(
+    variant=model, pooling='mean', positions='sincos2d', dtype='bfloat16', activation='gelu_tanh'
+  )
+  begun = time.perf_counter()
+  with jax.set_mesh(mesh):
+    step, _, state, batch = steps.supervised_step(
+      {**encoder, **fields}, options.images * mesh.size, mesh, accumulate=options.accumulate
+    )
+    compiled = step.lower(state, batch).compile()
+  seconds = time.perf_counter() - begun
+  text = compiled.as_text()
+  if options.dump:
+    with open(options.dump, 'w') as file:
+      file.write(text)
+  program = hlo.Program(text)
+  kernels = program.custom_calls().get('tpu_custom_call', 0)
+  held = memory.of_compiled(compiled).temporaries
+  print(model, 'is compiled', file=sys.stderr, flush=True)
+  return model, f'{program.cycles() / 1e6:.1f}', f'{held / 1e9:.2f}', kernels, f'{seconds:.0f}'
 
 
 if __name__ == '__main__':

@@ -242,3 +242,49 @@ def test_the_command_prints_the_path_and_opens_the_page_if_asked(tmp_path, capsy
   assert capsys.readouterr().out == f'{path}\n' and opened == []
   assert command.run(parser.parse_args([str(tmp_path), '--open'])) == 0
   assert opened == [path.as_uri()]
+
+
+def test_only_what_was_measured_more_than_once_is_a_curve(tmp_path):
+  rows = [
+    {'step': 1, 'train/loss': 3.0, 'knn/google/accuracy': 0.2, 'knn/google/accuracy_random': 0.1},
+    {'step': 2, 'train/loss': 2.0, 'knn/google/accuracy': 0.4, 'knn/google/accuracy_random': 0.1}
+    | {'test/google/accuracy': 0.3, 'test/recall@1': 0.3},
+  ]
+  (tmp_path / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  page = Page(write_report(tmp_path).read_text())
+  assert [s['aria-label'] for s in page.all('svg') if 'aria-label' in s] == ['Loss', 'Accuracy']
+  assert [line['data-label'] for line in page.all('polyline')] == ['train', 'knn google']
+
+
+PREFLIGHT = {
+  'objective': 'objectives.<x>', 'batch_size': 64, 'accumulate': 1, 'devices': 8, 'device': 'TPU',
+  'topology': 'v5e:2x4', 'mesh': {'data': 8}, 'sharding': 'fsdp', 'examples': 9,
+  'missing_data': 'no <b>data</b> & no path', 'fits': False, 'needed': 1 << 31, 'limit': 1 << 30,
+  'bytes': {'parameters': 1 << 20},
+  'flops': {'forward': 64, 'step': 192, 'layers': {'<i>': [64, 192]}},
+  'choices': [{'choice': "remat='full'", 'impossible': 'a < b'}],
+}  # fmt: skip
+
+
+def test_what_preflight_found_is_a_section_of_it(tmp_path):
+  make_run(tmp_path)
+  (tmp_path / 'preflight.json').write_text(json.dumps(PREFLIGHT))
+  html = write_report(tmp_path).read_text()
+  text = Page(html).text
+  assert 'Preflight objectives.<x>, 64 examples a step' in text
+  assert 'The data cannot be opened (no <b>data</b> & no path)' in text
+  assert 'DOES NOT FIT' in text and 'Memory of a device' in text and 'parameters 1' in text
+  assert "Not remat='full': a < b." in text
+  assert '<b>data' not in html and '<i>' not in html
+  assert 'not complete' not in text
+
+
+def test_a_preflight_alone_has_a_report_and_a_damaged_one_breaks_none(tmp_path):
+  file = tmp_path / 'preflight.json'
+  file.write_text(json.dumps(PREFLIGHT))
+  assert 'DOES NOT FIT' in Page(write_report(tmp_path).read_text()).text
+  make_run(tmp_path)
+  for damaged, said in (('{"fits', 'preflight.json cannot be read.'), ('[]', ''), ('{}', '')):
+    file.write_text(damaged)
+    text = Page(write_report(tmp_path).read_text()).text
+    assert said in text and '156,673 parameters' in text and 'DOES NOT FIT' not in text

@@ -17,14 +17,17 @@ from vit_jax.report_tables import (
   one_line,
   parameter_rows,
   parameter_tables,
+  preflight_tables,
   result_table,
   words,
 )
-from vit_jax.tables import final_table, format_column, grids, number, split
+from vit_jax.tables import BASELINES, final_table, format_column, grids, number, split
 
 __all__ = ['final_table', 'write_report']
 
 FILE = 'report.html'
+PREFLIGHT = 'preflight.json'  # what `vit_jax preflight --workdir` leaves
+NO_CURVE = tuple(f'_{name}' for name in (*BASELINES, 'chance'))  # they do not change
 TITLES = {
   'loss': 'Loss',
   'accuracy': 'Accuracy',
@@ -56,7 +59,8 @@ EXPLANATIONS = {  # By metric, of numbers that are shown beside pictures.
 def write_report(workdir: str | Path) -> Path:
   """Writes `workdir/report.html` from what is there, and says in it what is missing.
 
-  It reads `config.json`, `run.json`, `parameters.json`, `metrics.jsonl` and `pictures/`.
+  It reads `config.json`, `run.json`, `parameters.json`, `metrics.jsonl`, `pictures/` and, where it
+  is there, `preflight.json`.
 
   Returns:
     The file's path; it holds everything it shows and refers to no other file.
@@ -67,12 +71,13 @@ def write_report(workdir: str | Path) -> Path:
   workdir = Path(workdir)
   if not workdir.is_dir():
     raise ValueError(f'{str(workdir)!r} is no run: there is no such folder')
-  if not any((workdir / name).is_file() for name in ('config.json', metrics.FILE)):
+  if not any((workdir / name).is_file() for name in ('config.json', metrics.FILE, PREFLIGHT)):
     raise ValueError(f'{str(workdir)!r} is no run: it holds neither config.json nor {metrics.FILE}')
   missing: list[str] = []
   config = _read_json(workdir, 'config.json', missing) or {}
   run = _read_json(workdir, 'run.json', missing) or {}
   parameters = _read_json(workdir, 'parameters.json', missing)
+  preflight = _read_json(workdir, PREFLIGHT, missing) if (workdir / PREFLIGHT).is_file() else None
   rows = metrics.read(workdir) if (workdir / metrics.FILE).is_file() else []
   pictures = sorted((workdir / 'pictures').rglob('*.png'))
   pictures = [p for p in pictures if not p.name.startswith('.')]
@@ -95,6 +100,7 @@ def write_report(workdir: str | Path) -> Path:
     _curves(rows),
     _pictures(workdir / 'pictures', pictures, numbers),
     parameter_tables(parameters),
+    preflight_tables(preflight),
     config_tree(config),
   ]
   path = workdir / FILE
@@ -177,14 +183,21 @@ def _results(numbers: Mapping[str, float], pictured: set[str]) -> str:
 
 
 def _curves(rows: Sequence[Mapping[str, float]]) -> str:
-  """A chart for every metric that was measured more than once: one curve an eval and source."""
+  """A chart for every metric: one curve an eval and source that was measured more than once.
+
+  What was measured once stands in the table of results, as baselines do.
+  """
   series: dict[str, dict[str, list[tuple[float, float]]]] = {}  # By metric, by eval and source.
   for row in rows:
     for name, value in row.items():
       n = split(name)
-      if name != 'step' and not n.label:
+      if name != 'step' and not n.label and not n.metric.endswith(NO_CURVE):
         label = ' '.join(part for part in (n.eval, n.source) if part) or n.metric
         series.setdefault(n.metric, {}).setdefault(label, []).append((row['step'], value))
+  series = {
+    metric: {label: points for label, points in curve.items() if len(points) > 1}
+    for metric, curve in series.items()
+  }
   series = {m: curve for m, curve in series.items() if _worth_drawing(curve)}
   labels = dict.fromkeys(['train', *(label for curve in series.values() for label in curve)])
   styles = {label: i for i, label in enumerate(labels)}
@@ -203,11 +216,11 @@ def _curves(rows: Sequence[Mapping[str, float]]) -> str:
 
 
 def _worth_drawing(curve: Mapping[str, Sequence[tuple[float, float]]]) -> bool:
-  """More than one point, and no count that never changes, such as the number of examples."""
+  """Some curve, and no count that never changes, such as the number of examples."""
   values = {value for points in curve.values() for _, value in points}
   fixed = all(len({v for _, v in points}) == 1 for points in curve.values())
   counts = fixed and all(v > 1 and float(v).is_integer() for v in values)
-  return not counts and any(len(points) > 1 for points in curve.values())
+  return bool(curve) and not counts
 
 
 def _pictures(folder: Path, paths: Sequence[Path], numbers: Mapping[str, float]) -> str:

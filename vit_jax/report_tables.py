@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from vit_jax.preflight import summary
 from vit_jax.tables import Grid, format_column, number, split
 
 
@@ -99,6 +100,28 @@ def _cell(key: str, row: Mapping[str, Any]) -> str:
   if isinstance(value, list | tuple):
     return f'<td>{escape(" x ".join(map(str, value)) or "scalar")}</td>'
   return f'<td>{escape(f"{value:,}" if isinstance(value, int) else one_line(value))}</td>'
+
+
+def preflight_tables(found: Any) -> str:
+  """What preflight.json holds: whether the step fits, what it needs and how it may be run."""
+  if not isinstance(found, dict) or 'fits' not in found:
+    return ''
+  lines = summary.headline(found).splitlines()
+  parts = ['<h2>Preflight</h2>', *(f'<p>{escape(line)}</p>' for line in lines)]
+  for title, header, rows, note in summary.sections(found):
+    head = ''.join(f'<th>{escape(name)}</th>' for name in header)
+    body = ''.join(
+      f'<tr><th scope="row">{escape(first)}</th>'
+      + ''.join(f'<td>{escape(cell)}</td>' for cell in cells)
+      + '</tr>'
+      for first, *cells in rows
+    )
+    parts.append(
+      f'<h3>{escape(title)}</h3><div class="scroll"><table><thead><tr>{head}</tr></thead>'
+      f'<tbody>{body}</tbody></table></div>'
+    )
+    parts += [f'<p class="soft small">{escape(line)}</p>' for line in note.splitlines()]
+  return ''.join(parts)
 
 
 def config_tree(config: Any) -> str:
