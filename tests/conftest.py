@@ -4,8 +4,9 @@ import importlib.util
 import os
 import socket
 import subprocess
-import sys
 import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent import futures
 from pathlib import Path
 
 import pytest
@@ -59,32 +60,65 @@ def make_disk(tmp_path):
     subprocess.run(['umount', '-l', str(folder)], check=True)
 
 
-@pytest.fixture
-def run_two_processes(tmp_path):
-  """A function that runs a script in two processes of 4 devices each, to their end.
+@pytest.fixture(scope='session')
+def run_processes():
+  """A function that runs a command in several processes that share 8 devices, to their end.
 
-  The script's arguments are the address of the first, its own number, and `tmp_path`.
+  Args:
+    command: in it the words ADDRESS, COUNT and NUMBER stand for the address of the first process,
+      how many there are, and which one it is.
+    count: of processes.
+    devices: of all of them together.
+    check: whether all must exit with 0.
+    environment: more variables.
+
+  Returns:
+    A `subprocess.CompletedProcess` of each.
   """
 
-  def run(script: str) -> None:
-    with socket.socket() as free:
-      free.bind(('localhost', 0))
-      address = f'localhost:{free.getsockname()[1]}'
-    environment = {
+  def run(
+    command: Sequence[str],
+    *,
+    count: int = 2,
+    devices: int = 8,
+    check: bool = True,
+    environment: Mapping[str, str] | None = None,
+  ) -> list[subprocess.CompletedProcess]:
+    words = {'ADDRESS': f'localhost:{free_port()}', 'COUNT': str(count)}
+    variables = {
       **os.environ,
       'PYTHONPATH': str(Path(__file__).parents[1]),
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
-      'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
+      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices // count}',
+      **(environment or {}),
     }
-    processes = [
-      subprocess.Popen(
-        [sys.executable, '-c', script, address, str(i), str(tmp_path)],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-      )
-      for i in range(2)
-    ]  # fmt: skip
-    for process in processes:
-      out, _ = process.communicate(timeout=300)
-      assert process.returncode == 0, out
+    processes = []
+    try:
+      for i in range(count):
+        argv = list(command)
+        for word, value in (*words.items(), ('NUMBER', str(i))):
+          argv = [argument.replace(word, value) for argument in argv]
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        processes.append(subprocess.Popen(argv, env=variables, **pipes))
+      # All at once: a pipe that nobody reads stops its process, and with it the others.
+      with futures.ThreadPoolExecutor(count) as pool:
+        outputs = list(pool.map(lambda process: process.communicate(timeout=300), processes))
+    finally:
+      for process in processes:
+        process.kill()
+        process.wait()
+    done = [
+      subprocess.CompletedProcess(process.args, process.returncode, *output)
+      for process, output in zip(processes, outputs, strict=True)
+    ]
+    for process in done:
+      assert not check or process.returncode == 0, process.stdout + process.stderr
+    return done
 
   return run
+
+
+def free_port() -> int:
+  """A port that nothing listens at."""
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    return free.getsockname()[1]

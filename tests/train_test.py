@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -15,10 +14,11 @@ import optax
 import pytest
 
 from vit_jax import config as config_lib
-from vit_jax import experiment, metrics, train
+from vit_jax import distributed, experiment, metrics, train
 from vit_jax.evaluators import nearest_pixel
 
 ROOT = Path(__file__).parents[1]
+CONFIG = str(ROOT / 'configs/vit_digits.py')
 TINY = (
   '--config.objective.encoder.width=16',
   '--config.objective.encoder.depth=1',
@@ -32,7 +32,7 @@ TINY = (
 
 
 def tiny(*overrides: str):
-  return config_lib.load(str(ROOT / 'configs/vit_digits.py'), [*TINY, *overrides])
+  return config_lib.load(CONFIG, [*TINY, *overrides])
 
 
 def leaves(state) -> list[np.ndarray]:
@@ -80,10 +80,9 @@ def test_the_same_command_again_says_that_the_run_is_finished(whole, capsys):
 
 SCRIPT = """
   import os, signal, sys
-  from vit_jax import config, train
-  from vit_jax.checkpoint import Checkpoints
+  from vit_jax import cli, train
   sys.path.insert(0, {tests!r})
-  from train_test import tiny
+  from train_test import CONFIG, TINY
 
   step, workdir = int(sys.argv[1]), sys.argv[2]
   make = train.make_train_step
@@ -103,7 +102,8 @@ SCRIPT = """
 
   if step >= 0:
     train.make_train_step = make_deadly
-  train.train_and_evaluate(tiny(*sys.argv[3:]), workdir)
+  argv = ['--config', CONFIG, '--workdir', workdir, *TINY, *sys.argv[3:]]
+  sys.exit(cli.main(['train', *argv]))
 """
 
 
@@ -130,9 +130,9 @@ def test_killed_at_any_step_and_resumed_it_ends_in_the_same_bits(whole, step, tm
   assert losses(tmp_path) == losses(whole[1])
 
 
-def test_sigterm_saves_and_exits_with_0(whole, tmp_path):
+def test_sigterm_saves_and_exits_with_75(whole, tmp_path):
   ended = run_and_kill(2, tmp_path, name='SIGTERM')
-  assert ended.returncode == 0, ended.stderr
+  assert ended.returncode == distributed.UNFINISHED == 75, ended.stderr
   assert 'Stopped by SIGTERM after step' in ended.stdout
   saved = max(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
   assert 2 < saved < 6
@@ -362,70 +362,3 @@ def test_the_norm_of_a_run_is_that_of_what_it_trains(tmp_path):
   moved = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), one.params, two.params)
   norm = metrics.read(tmp_path / '2')[-1]['train/grad_norm']
   assert norm == pytest.approx(float(optax.tree.norm(moved)), rel=1e-4)
-
-
-PROCESS = """
-  import os, signal, sys
-  import jax
-  address, index, signalled, workdir = sys.argv[1:5]
-  jax.distributed.initialize(address, num_processes=2, process_id=int(index))
-  sys.path.insert(0, {tests!r})
-  from train_test import tiny
-  from vit_jax import train
-  assert (jax.process_count(), jax.local_device_count(), jax.device_count()) == (2, 4, 8)
-  log = train.Loop._log
-
-  def log_and_die(self, step, data):
-    log(self, step, data)
-    if index == signalled and step == 5:
-      os.kill(os.getpid(), signal.SIGTERM)
-
-  train.Loop._log = log_and_die
-  train.train_and_evaluate(tiny(*sys.argv[5:]), workdir)
-"""
-
-
-def run_two_processes(workdir: Path, *overrides: str, signalled: str = '') -> str:
-  """Both must exit with 0; returns what the first one printed."""
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    address = f'localhost:{free.getsockname()[1]}'
-  script = textwrap.dedent(PROCESS).format(tests=str(ROOT / 'tests'))
-  processes = [
-    subprocess.Popen(
-      [sys.executable, '-c', script, address, str(i), signalled, str(workdir), *overrides],
-      env={
-        **os.environ,
-        'PYTHONPATH': str(ROOT),
-        'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
-        'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
-      },
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    for i in range(2)
-  ]
-  outs = [process.communicate(timeout=300)[0] for process in processes]
-  for process, out in zip(processes, outs, strict=True):
-    assert process.returncode == 0, out
-  return outs[0]
-
-
-def test_two_processes_as_one(tmp_path):
-  length = ('--config.total.steps=20', '--config.checkpoint.every.steps=10')
-  # A signal to one of them stops and saves both.
-  stopped = run_two_processes(tmp_path / 'two', *length, signalled='1')
-  assert "Stopped by another host's signal after step 5" in stopped
-  assert 'resuming after step 5' in run_two_processes(tmp_path / 'two', *length)
-  one = train.train_and_evaluate(tiny(*length), tmp_path / 'one')
-  two = metrics.read(tmp_path / 'two')
-  np.testing.assert_allclose(losses(tmp_path / 'two'), losses(tmp_path / 'one'), rtol=1e-5)
-  for name, value in metrics.read(tmp_path / 'one')[-1].items():
-    if name.startswith(('validation', 'test')):
-      assert two[-1][name] == pytest.approx(value, abs=1e-4), name
-  # What two processes saved, one restores.
-  again = train.train_and_evaluate(tiny(*length), tmp_path / 'two')
-  assert int(again.step) == 20
-  for a, b in zip(leaves(one), leaves(again), strict=True):
-    np.testing.assert_allclose(a, b, atol=1e-4)

@@ -15,6 +15,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from vit_jax import rules
 from vit_jax.choices import check_choice
+from vit_jax.distributed import is_loss
 from vit_jax.reasons import reason
 from vit_jax.state import TrainState
 
@@ -93,8 +94,10 @@ class Checkpoints:
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(self, *exc: Any) -> None:
-    self._manager.close()
+  def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    # A save under way waits for all processes, and would for one that is gone.
+    if not is_loss(error):
+      self._manager.close()
 
   @property
   def latest(self) -> int | None:
@@ -144,6 +147,8 @@ class Checkpoints:
       )
       self._manager.save(step, args=args, **extra)
     except Exception as e:
+      if is_loss(e):
+        raise
       raise self._failure(e) from e
     if self._best and metrics and self._best not in metrics:
       self.wait()  # Saved first: what was computed is not lost.
@@ -161,6 +166,8 @@ class Checkpoints:
     try:
       self._manager.wait_until_finished()
     except Exception as e:
+      if is_loss(e):
+        raise
       raise self._failure(e) from e
 
   def restore(self, like: TrainState, step: int | None = None) -> TrainState:

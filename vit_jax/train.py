@@ -12,11 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
-from jax.experimental import multihost_utils
 
-from vit_jax import experiment, microbatches, rules, sharding, workdirs
+from vit_jax import config as config_lib
+from vit_jax import distributed, experiment, microbatches, rules, sharding, workdirs
 from vit_jax.arrays import Array, Batch
 from vit_jax.average import Average
 from vit_jax.checkpoint import Checkpoints
@@ -91,6 +90,21 @@ def make_train_step(
   return step
 
 
+def jit_step(made: Experiment, like: TrainState) -> Any:
+  """The step of a run as the loop calls it: jitted, donating its state, which stays as it lies.
+
+  Args:
+    made: the run.
+    like: shapes and shardings of the state.
+  """
+  optimizer = made.optimizer
+  step = make_train_step(
+    made.objective, optimizer.tx, made.accumulate, made.average, optimizer.frozen
+  )
+  placed = jax.tree.map(lambda leaf: leaf.sharding, like)
+  return jax.jit(step, donate_argnums=0, out_shardings=(placed, sharding.replicated(made.mesh)))
+
+
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
   """Trains what `config` describes; goes on exactly where the run in `workdir` stopped.
 
@@ -115,6 +129,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
   made = experiment.setup(config)
   save_every = made.steps((config.get('checkpoint') or {}).get('every'), 'checkpoint.every')
   with jax.set_mesh(made.mesh), experiment.open_checkpoints(workdir, config) as checkpoints:
+    _check_alike(config, workdir, checkpoints)
     make, like = experiment.prepare_state(made)
     state, origin = experiment.first_state(made, make, like, checkpoints)
     start = int(state.step)
@@ -124,6 +139,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     jax.eval_shape(loop.train_step, like, made.batch_spec)  # Mistakes that only training meets.
     # Only now: a run that cannot start leaves no trace.
     workdirs.start(workdir, made)
+    distributed.check_shared(Path(workdir) / 'run.json')
     with Writer(
       workdir,
       total_steps=made.total_steps,
@@ -137,7 +153,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         writer.message(f'This run is finished: {start} of {made.total_steps} steps are done.')
         loop.evaluate_late(state, start, workdirs.results(workdir))
       else:
-        writer.message(workdirs.opening(made, start) + origin)
+        writer.message(workdirs.opening(made, start, like) + origin)
         state, stopped_by = loop.run(state, start)
       seconds = 0.0 if start >= made.total_steps else time.monotonic() - begun
       workdirs.add_seconds(workdir, seconds)
@@ -149,6 +165,21 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
       else:
         workdirs.finish(workdir, writer)
       return state
+
+
+def _check_alike(
+  config: ml_collections.ConfigDict, workdir: str | Path, checkpoints: Checkpoints
+) -> None:
+  """Raises ValueError where processes would not train the same, or not from the same step."""
+  for process in distributed.differing(config_lib.to_json(config)):
+    raise ValueError(
+      f'process {process} has another config than process 0; start all with the same command'
+    )
+  for process in distributed.differing(str(checkpoints.latest)):
+    raise ValueError(
+      f'process {process} sees other checkpoints in {workdir} than process 0; '
+      'all processes need one folder that they share as workdir'
+    )
 
 
 class Loop:
@@ -171,26 +202,17 @@ class Loop:
       save_every: steps between two checkpoints; None saves at the end only.
       profile: the steps to trace.
     """
-    config, optimizer = made.config, made.optimizer
+    config = made.config
     self.made, self.checkpoints, self.save_every = made, checkpoints, save_every
     self.profile = profile
     self.log_every = made.steps((config.get('log') or {}).get('every'), 'log.every') or 50
     self.evals = experiment.build_evals(made)
     self.hooks = experiment.build_periodic(made, 'hooks')
-    self.train_step = jax.jit(
-      make_train_step(
-        made.objective, optimizer.tx, made.accumulate, made.average, optimizer.frozen
-      ),
-      donate_argnums=0,
-      out_shardings=(
-        jax.tree.map(lambda leaf: leaf.sharding, like),
-        sharding.replicated(made.mesh),
-      ),
-    )
+    self.train_step = jit_step(made, like)
     self.unread: list[tuple[int, dict[str, Array]]] = []  # metrics still on the device
     self.window: list[dict[str, float]] = []  # metrics since the last log
     self.seconds = 0.0  # time in steps since the last log, without evaluation and saving
-    self.stopped_by = ''  # the signal that ends this run early, the same on every host
+    self.stopped_by = ''  # what ends this run early, on every process
 
   def attach(self, writer: Writer) -> None:
     """Says where metrics and the evaluators' pictures go."""
@@ -207,7 +229,10 @@ class Loop:
       self._open_data(step, total) as data,
       contextlib.closing(self.profile),
     ):
-      while step < total and not self._stop(step, interrupt):
+      while step < total:
+        if interrupt.stops(step):
+          self.stopped_by = interrupt.requested
+          break
         begun = time.monotonic()
         with self.profile.around(step, state) as done:
           batch = self._next(data, interrupt)
@@ -234,12 +259,15 @@ class Loop:
       if self.stopped_by:
         self._save(state, step, {})
       self.checkpoints.wait()
-      if data.bad.count:
-        self.writer.message(
-          f'{data.bad.count} of {data.bad.drawn} examples did not decode and were replaced: '
-          + ', '.join(data.bad.names)
-        )
+      self._report_bad(data)
     return state, self.stopped_by
+
+  def _report_bad(self, data: pipeline.TrainPipeline) -> None:
+    """Says how many examples did not decode, of those that all hosts have read."""
+    count, drawn = (sum(distributed.gather(n)) for n in (data.bad.count, data.bad.drawn))
+    if count:
+      names = ', '.join(data.bad.names) or 'named by other processes'
+      self.writer.message(f'{count} of {drawn} examples did not decode and were replaced: {names}')
 
   def _next(self, data: pipeline.TrainPipeline, interrupt: Interrupt) -> Batch | None:
     """The next batch; None where a signal to the whole process group took the workers too."""
@@ -250,16 +278,6 @@ class Loop:
         self.stopped_by = interrupt.requested
         return None
       raise
-
-  def _stop(self, step: int, interrupt: Interrupt) -> bool:
-    """Whether to end before the next step; several hosts agree on it, whenever metrics are read."""
-    if jax.process_count() == 1:
-      self.stopped_by = interrupt.requested
-    elif step % self.log_every == 0:
-      asked = multihost_utils.process_allgather(np.asarray(bool(interrupt.requested)))
-      if asked.any():
-        self.stopped_by = interrupt.requested or "another host's signal"
-    return bool(self.stopped_by)
 
   def _between_steps(self, state: TrainState, step: int) -> TrainState:
     last = step == self.made.total_steps
@@ -273,7 +291,7 @@ class Loop:
     try:
       results = experiment.run_evals(self.evals, state, None if last else step)
     except Exception:
-      # What went wrong in an evaluator must not cost the training; to save takes every host.
+      # What went wrong in an evaluator must not cost the training; to save takes every process.
       if jax.process_count() == 1:
         self._save(state, step, {})
         self.checkpoints.wait()

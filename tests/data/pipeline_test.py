@@ -4,9 +4,6 @@ import gc
 import io
 import json
 import multiprocessing
-import os
-import socket
-import subprocess
 import sys
 import textwrap
 import threading
@@ -248,27 +245,10 @@ TWO_PROCESSES = """
 """
 
 
-def test_two_processes_hold_what_one_does():
-  with socket.socket() as s:
-    s.bind(('localhost', 0))
-    address = f'localhost:{s.getsockname()[1]}'
-  env = {
-    **os.environ,
-    'JAX_PLATFORMS': 'cpu',
-    'PYTHONPATH': os.pathsep.join(sys.path),
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
-  }
+def test_two_processes_hold_what_one_does(run_processes):
   code = textwrap.dedent(TWO_PROCESSES)
-  processes = [
-    subprocess.Popen([sys.executable, '-c', code, address, str(i)], env=env, stdout=subprocess.PIPE)
-    for i in range(2)
-  ]
-  try:
-    results = [json.loads(p.communicate(timeout=120)[0].splitlines()[-1]) for p in processes]
-  finally:
-    for p in processes:
-      p.kill()
-      p.wait()
+  done = run_processes([sys.executable, '-c', code, 'ADDRESS', 'NUMBER'], devices=4)
+  results = [json.loads(process.stdout.splitlines()[-1]) for process in done]
   numbers = Examples(13, lambda i: {'image': np.full((2, 2, 1), i, np.uint8), 'id': i})
   expected = [b['id'] for b in train(numbers, 2, 1, host='flip')[0]]
   with eval_batches(numbers, host='flip', batch_size=8, sharding=sharding()) as batches:

@@ -1,5 +1,6 @@
 import functools
 import math
+import sys
 import textwrap
 from pathlib import Path
 
@@ -193,8 +194,9 @@ PROCESS = """
 """
 
 
-def test_two_processes_as_one(tmp_path, run_two_processes):
-  run_two_processes(textwrap.dedent(PROCESS).format(tests=str(Path(__file__).parent)))
+def test_two_processes_as_one(tmp_path, run_processes):
+  script = textwrap.dedent(PROCESS).format(tests=str(Path(__file__).parent))
+  run_processes([sys.executable, '-c', script, 'ADDRESS', 'NUMBER', str(tmp_path)])
   (loss, _), (grad, _) = value_and_grad(embeddings(batch=16), **DENSE)
   for name in ('dense', 'ring'):
     for index in (0, 1):

@@ -1,5 +1,6 @@
 import functools
 import math
+import sys
 import textwrap
 from pathlib import Path
 
@@ -323,9 +324,10 @@ PROCESS = """
 """
 
 
-def test_two_processes_equal_open_clip_in_one(tmp_path, run_two_processes):
+def test_two_processes_equal_open_clip_in_one(tmp_path, run_processes):
   pytest.importorskip('open_clip')
-  run_two_processes(textwrap.dedent(PROCESS).format(tests=str(Path(__file__).parent)))
+  script = textwrap.dedent(PROCESS).format(tests=str(Path(__file__).parent))
+  run_processes([sys.executable, '-c', script, 'ADDRESS', 'NUMBER', str(tmp_path)])
   for name in LOSSES:
     loss, gradients = of_open_clip(name, *embeddings(batch=16), SCALE, BIAS)
     for how in ('dense', 'ring'):

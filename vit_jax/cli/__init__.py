@@ -9,6 +9,7 @@ from vit_jax import allocator
 
 COMMANDS = {
   'train': 'train what a config describes; go on where the workdir stopped',
+  'preflight': 'say whether a config fits devices that need not be there, and how fast it may be',
   'evaluate': 'run the evaluators of a finished or unfinished run',
   'predict': 'say what is in images',
   'zeroshot': 'say which of your own words fit images best',
@@ -52,13 +53,21 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     return module.run(args)
   except KeyboardInterrupt:
-    print('vit_jax: interrupted', file=sys.stderr)
-    return 130
+    return _end('interrupted', 130)
   except (ValueError, OSError, ArithmeticError, ImportError) as e:
     if args.debug:
       raise
-    print(f'vit_jax: error: {e}', file=sys.stderr)
-    return 1
+    return _end(f'error: {e}', getattr(e, 'exit_code', 1))
+
+
+def _end(text: str, code: int) -> int:
+  """Says on stderr how a command ended, and gives its exit code."""
+  distributed = sys.modules.get('vit_jax.distributed')
+  if distributed is not None and distributed.number is not None:
+    print(f'vit_jax: process {distributed.number}: {text}', file=sys.stderr)
+    distributed.leave(code)
+  print(f'vit_jax: {text}', file=sys.stderr)
+  return code
 
 
 def _without_echoes(kind: type[BaseException], error: BaseException, trace: object) -> None:

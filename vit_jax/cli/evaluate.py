@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Mapping
 
+from vit_jax.cli import processes
+
 OVERRIDES = True  # Of the config that made the run: its mesh, say, on another machine.
 
 
@@ -18,17 +20,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='evaluate (1 - ALPHA) x the weights that the run began with + ALPHA x the checkpoint, for '
     'each ALPHA in 0 to 1 (WiSE-FT, arXiv:2109.01903)',
   )
+  processes.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
   """Restores a checkpoint, runs every evaluator once and prints the table."""
-  from vit_jax import experiment, interpolate, metrics
+  processes.start(args)
+  from vit_jax import compilation_cache, distributed, experiment, interpolate, metrics
 
-  if args.interpolate:
-    results = interpolate.evaluate(args.workdir, args.interpolate, args.step, args.overrides)
-    print(_table(results))
-  else:
-    print(metrics.final_table(experiment.evaluate(args.workdir, args.step, args.overrides)))
+  compilation_cache.enable()
+  with distributed.guarded():
+    if args.interpolate:
+      results = interpolate.evaluate(args.workdir, args.interpolate, args.step, args.overrides)
+      text = _table(results)
+    else:
+      text = metrics.final_table(experiment.evaluate(args.workdir, args.step, args.overrides))
+  if distributed.number in (None, 0):
+    print(text)
   return 0
 
 

@@ -36,15 +36,11 @@ def load(location: str, args: argparse.Namespace) -> 'Model':
   Raises:
     ValueError: a fact or a size that cannot be read; see `vit_jax.load` for the others.
   """
-  from vit_jax import pretrained
+  from vit_jax import compilation_cache, pretrained
 
-  return pretrained.load(
-    location,
-    step=args.step,
-    average=args.ema,
-    image_size=_size(args.image_size),
-    **read_facts(args.fact),
-  )
+  size, facts = _size(args.image_size), read_facts(args.fact)
+  compilation_cache.enable()
+  return pretrained.load(location, step=args.step, average=args.ema, image_size=size, **facts)
 
 
 def read_facts(texts: Sequence[str]) -> dict[str, Any]:

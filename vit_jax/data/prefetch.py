@@ -140,11 +140,12 @@ def _to_iter(batches, num_workers):
 
 
 def _start_worker(index: int, count: int) -> None:
-  """Runs in a new worker: it takes no device, ignores Ctrl-C, and ends when its parent dies."""
+  """Runs in a new worker: it takes no device, ignores signals to all, and ends with its parent."""
   del index, count
   os.environ['JAX_PLATFORMS'] = 'cpu'
   jax.config.update('jax_platforms', 'cpu')  # It has been imported by now, but has no device yet.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C; a cluster's notice to a whole job.
+    signal.signal(number, signal.SIG_IGN)
 
   def follow():
     multiprocessing.parent_process().join()
