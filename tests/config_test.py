@@ -332,6 +332,15 @@ def test_a_list_equals_a_tuple_and_an_int_the_same_float(file):
   assert config_lib.differences(saved, now) == []
 
 
+def test_what_any_config_can_be_asked_for_by_a_flag(file):
+  flags = ['--config.sharding=zero1', '--config.profile.steps=2:4']
+  plain, asked = config_lib.load(file), config_lib.load(file, flags)
+  assert (plain.sharding, asked.sharding) == (None, 'zero1')
+  assert (plain.profile.steps, asked.profile.steps) == (None, '2:4')
+  assert config_lib.differences(json.loads(config_lib.to_json(plain)), asked) == []
+  assert config_lib.override(asked) == asked
+
+
 @pytest.mark.parametrize('name', ['mesh', 'log'])
 def test_what_does_not_change_a_result_may_differ(file, name):
   saved = json.loads(config_lib.to_json(config_lib.load(file)))

@@ -5,7 +5,6 @@ with variants lists the arguments of its `get_config` in `ARGS`, a tuple in the 
 CHECKPOINT, a small one stands here.
 """
 
-import dataclasses
 import functools
 import importlib.util
 import json
@@ -24,6 +23,7 @@ from vit_jax import config as config_lib
 from vit_jax.adapters import flax_vit, write
 from vit_jax.average import SUFFIX
 from vit_jax.checkpoint import named
+from vit_jax.data.stand_in import StandIn
 from vit_jax.state import abstract_variables
 
 FOLDER = Path(__file__).parents[1] / 'configs'
@@ -39,8 +39,10 @@ IMAGES: dict[str, tuple[int, int, int]] = {
   'simclr_vit_i1k': (240, 320, 3),
   'vit_cifar10': (32, 32, 3),
   'vit_fashion_mnist': (28, 28, 1),
+  'vit_h14_i21k': (240, 320, 3),
   'vit_i1k': (240, 320, 3),
   'vit_i21k': (240, 320, 3),
+  'vit_l16_i21k': (240, 320, 3),
   'vit_pretrain': (240, 320, 3),
   'vit_s16_i1k': (240, 320, 3),
 }
@@ -56,28 +58,6 @@ def module_of(name: str) -> Any:
 
 NAMES = sorted(p.stem for p in FOLDER.glob('*.py'))
 CASES = [(name, arg) for name in NAMES for arg in getattr(module_of(name), 'ARGS', ('',))]
-
-
-@dataclasses.dataclass
-class Substitute:
-  """Stands for a source whose data is not at hand."""
-
-  shape: tuple[int, int, int]
-  num_classes: int
-  text: bool = False
-  size: int = 50_000
-
-  @property
-  def classes(self) -> tuple[str, ...]:
-    return tuple(map(str, range(self.num_classes)))
-
-  def __len__(self) -> int:
-    return self.size
-
-  def __getitem__(self, i: int) -> dict[str, Any]:
-    image = np.full(self.shape, i % 256, np.uint8)
-    example = {'image': image, 'label': np.int32(i % self.num_classes), 'id': np.int64(i)}
-    return {**example, 'text': f'a picture of {i}'} if self.text else example
 
 
 @pytest.fixture(scope='session')
@@ -119,7 +99,8 @@ def load(monkeypatch, checkpoint):
           return made(*args, **kwargs)
         except FileNotFoundError:
           assert name in IMAGES, f'the data of {name} is not here: give its shape in IMAGES'
-          return Substitute(IMAGES[name], num_classes, text='tokenize' in config.data.host)
+          text = 'tokenize' in config.data.host
+          return StandIn(num_classes, text, IMAGES[name], size=50_000)
 
       return construct
 

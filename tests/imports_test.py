@@ -39,6 +39,7 @@ FORBIDDEN = {
   'objectives': {'train', 'experiment', 'evaluators', 'hooks', 'cli', 'config', 'data'},
   'data': {'objectives', 'models', 'train', 'experiment', 'evaluators', 'hooks', 'cli', 'config'},
   'evaluators': {'objectives', 'train', 'experiment', 'hooks', 'cli', 'config'},
+  'preflight': {'objectives', 'evaluators', 'hooks', 'adapters', 'cli'},
   'adapters': {'objectives', 'train', 'experiment', 'evaluators', 'hooks', 'cli', 'data'},
 }
 
@@ -69,7 +70,7 @@ def test_the_loop_and_what_it_builds_start_no_device_and_need_nothing_optional()
   code = f"""
 import sys, pkgutil, importlib
 import vit_jax, vit_jax.train
-for package in 'models losses objectives augment evaluators hooks data adapters'.split():
+for package in 'models losses objectives augment evaluators hooks data adapters preflight'.split():
   path = importlib.import_module('vit_jax.' + package).__path__
   for info in pkgutil.iter_modules(path):
     importlib.import_module(f'vit_jax.{{package}}.{{info.name}}')

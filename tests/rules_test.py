@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from vit_jax import rules
+from vit_jax import rules, sharding
 from vit_jax.rules import Row
 
 NAMES = ['cls', 'encoder/block_0/mlp/kernel', 'encoder/block_1/mlp/kernel', 'head/kernel']
@@ -87,6 +87,34 @@ def test_describe():
     'trainable: 2,048,144 in 25 arrays',
     'frozen: 1 in 1 arrays',
   ]
+
+
+def test_describe_on_several_devices():
+  mesh = sharding.make_mesh(dict(data=2, fsdp=4))
+  table = [
+    row('cls', (), 1, 1.0, 0.0),
+    *(row(f'block_{i}/kernel', (2, 2048), 4096, decay=0.05) for i in range(12)),
+    *(row(f'block_{i}/bias', (8,), 8) for i in (0, 1)),
+  ]
+  params = {
+    one.name: jax.ShapeDtypeStruct(
+      one.shape, 'float32', sharding=sharding.place((None,) * len(one.shape), one.shape, mesh, over)
+    )
+    for one, over in zip(table, [()] + 12 * [('fsdp',)] + [('fsdp',), ()], strict=True)
+  }
+  assert rules.describe(table, params).split('\n') == [
+    'parameter              shape        size  decay  sharding  a device',
+    'cls                   scalar           1      0     whole       4 B',
+    'block_{0..11}/kernel  2x2048  12 x 4,096   0.05    -,fsdp   49.2 kB',
+    'block_0/bias               8           8      0      fsdp       8 B',
+    'block_1/bias               8           8      0     whole      32 B',
+    'trainable: 49,169 in 15 arrays',
+    'frozen: 0 in 0 arrays',
+  ]
+  table[0] = table[0]._replace(multiplier=0.0, frozen=True)
+  assert rules.describe(table, params).split('\n')[1].split() == [
+    'cls', 'scalar', '1', 'frozen', 'whole', '4', 'B'
+  ]  # fmt: skip
 
 
 def first_column(table):

@@ -6,14 +6,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import vit_jax
 from vit_jax import sharding
+from vit_jax.build import build
 from vit_jax.models.vit import ViT
 from vit_jax.objectives.supervised import Supervised
-from vit_jax.state import abstract_variables
+from vit_jax.state import abstract_variables, init_state
 
 PACKAGE = Path(vit_jax.__file__).parent
 
@@ -28,10 +31,10 @@ def make_spec(batch_size=8):
   return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
 
-def specs_of(objective, mesh):
+def specs_of(objective, mesh, word='fsdp'):
   """Parameter -> what each of its axes is split over."""
   variables = abstract_variables(objective, make_spec())
-  placed = sharding.parameter_shardings(variables, mesh)['params']
+  placed = sharding.parameter_shardings(variables, mesh, word)['params']
   assert jax.tree.structure(placed) == jax.tree.structure(nn.unbox(variables)['params'])
   return {
     jax.tree_util.keystr(path, simple=True, separator='/'): tuple(leaf.spec)
@@ -73,9 +76,9 @@ def test_the_mesh_has_the_stated_shape(shape, sizes):
   ('shape', 'message'),
   [
     (dict(model=2), "unknown mesh axis 'model'; choose from 'data', 'fsdp', 'tensor'"),
-    (dict(data=3), 'needs 3 devices; there are 8'),
-    (dict(data=16), 'needs 16 devices; there are 8'),
-    (dict(data=-1, fsdp=3), 'needs a multiple of 3 devices; there are 8'),
+    (dict(data=3), r'needs 3 devices; there are 8, so choose .* is 8 \(each one of 1, 2, 4, 8\)'),
+    (dict(data=16), 'needs 16 devices; there are 8, so .*, or -1 for one of them'),
+    (dict(data=-1, fsdp=3), 'multiple of 3 devices; there are 8, so beside -1 .* 1, 2, 4, 8$'),
     (dict(data=-1, fsdp=-1), 'one of them may be -1'),
     (dict(data=0), 'sizes are positive'),
     (dict(data=-2), 'sizes are positive'),
@@ -119,7 +122,7 @@ def logical_names(text: str) -> set[str]:
   }
   for call in calls:
     called = ast.unparse(call.func).rpartition('.')[2]
-    if called in ('logical', 'with_logical_partitioning', 'with_logical_constraint'):
+    if called in ('logical', 'with_logical_partitioning', 'constrain'):
       for value in (
         *call.args[1:],
         *(k.value for k in call.keywords if 'mesh' not in (k.arg or '')),
@@ -135,9 +138,9 @@ def test_every_logical_name_in_the_code_stands_in_the_table():
   for file in PACKAGE.rglob('*.py'):
     for name in logical_names(file.read_text()):
       used.setdefault(name, file.name)
-  assert {'embed', 'mlp', 'heads', 'head_dim', 'classes'} <= set(used)
+  assert {'embed', 'mlp', 'heads', 'head_dim', 'classes', 'batch'} <= set(used)
   assert {n: f for n, f in used.items() if n not in sharding.LOGICAL_AXES} == {}
-  assert set(sharding.LOGICAL_AXES) - set(used) <= {'batch'}
+  assert set(sharding.LOGICAL_AXES) == set(used)
 
 
 def test_every_rule_leads_to_axes_of_the_mesh():
@@ -190,6 +193,91 @@ def test_an_axis_that_the_devices_do_not_divide_stays_whole():
   assert specs['encoder/block_0/mlp/fc_1/kernel'] == ('fsdp', 'tensor')
 
 
+@pytest.mark.parametrize(
+  ('names', 'shape', 'over', 'spec'),
+  [
+    (('embed', 'mlp'), (16, 32), ('fsdp',), ('fsdp', 'tensor')),
+    (('embed', 'mlp'), (16, 32), (), (None, 'tensor')),
+    (('embed', 'mlp'), (16, 32), ('data', 'fsdp'), (('data', 'fsdp'), 'tensor')),
+    # 'embed' does not divide: the largest of the others that does.
+    ((None, None, None, 'embed'), (8, 4, 12, 6), ('fsdp',), (None, None, 'fsdp', None)),
+    ((None, 'embed'), (49408, 6), ('fsdp',), ('fsdp', None)),
+    (('embed', 'mlp'), (6, 32), ('fsdp',), (None, 'tensor')),
+    (('embed', 'mlp'), (6, 33), ('fsdp',), (None, None)),
+    # Without names at all.
+    ((None, None), (12, 8), ('fsdp',), ('fsdp', None)),
+    ((), (), ('fsdp',), ()),
+    # The blocks of a scan are read one by one.
+    (('layers', None), (48, 8), ('fsdp',), (None, 'fsdp')),
+    (('layers', 'mlp'), (48, 32), ('fsdp',), (None, 'tensor')),
+    (('heads', 'head_dim'), (6, 16), ('fsdp',), ('tensor', 'fsdp')),
+  ],
+)
+def test_where_an_array_is_split(names, shape, over, spec):
+  mesh = AbstractMesh((2, 4, 2), sharding.AXES)
+  assert tuple(sharding.place(names, shape, mesh, over).spec) == spec
+
+
+def test_one_device_along_tensor_leaves_the_axis_to_fsdp():
+  mesh = AbstractMesh((1, 4, 1), sharding.AXES)
+  assert tuple(sharding.place(('mlp',), (32,), mesh, ('fsdp',)).spec) == ('fsdp',)
+  assert tuple(sharding.place(('embed', 'mlp'), (6, 32), mesh, ('fsdp',)).spec) == (None, 'fsdp')
+
+
+def test_the_words_say_what_is_split():
+  mesh, name = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2)), 'encoder/block_0/mlp/fc_1/kernel'
+  assert specs_of(make_objective(), mesh, 'fsdp')[name] == ('fsdp', 'tensor')
+  assert specs_of(make_objective(), mesh, 'zero1')[name] == (None, 'tensor')
+  assert specs_of(make_objective(), mesh, 'replicated')[name] == (None, 'tensor')
+  with pytest.raises(ValueError, match="sharding 'zero'; choose from 'fsdp', 'zero1', 'repl"):
+    specs_of(make_objective(), mesh, 'zero')
+
+
+FULL_SIZE = {
+  'ViT-B/16': dict(
+    type='objectives.supervised.Supervised', num_classes=1000,
+    encoder=dict(type='models.vit.ViT', variant='B/16'),
+  ),
+  'ResNet-50': dict(
+    type='objectives.supervised.Supervised', num_classes=1000,
+    encoder=dict(type='models.resnet.ResNet', variant='50'),
+  ),
+  'hybrid': dict(
+    type='objectives.supervised.Supervised', num_classes=1000,
+    encoder=dict(type='models.vit.ViT', variant='R50+B/16'),
+  ),
+  'CLIP': dict(
+    type='objectives.clip.CLIP',
+    image=dict(type='models.clip_resnet.ClipResNet', variant='RN50'),
+    text=dict(
+      type='models.text.TextTransformer', variant='B', vocab_size=49408, end_id=49407,
+      projection=1024,
+    ),
+  ),
+  'scanned': dict(
+    type='objectives.supervised.Supervised', num_classes=1000,
+    encoder=dict(type='models.vit.ViT', variant='B/16', scan=True),
+  ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('devices', [8, 64])
+@pytest.mark.parametrize('name', FULL_SIZE)
+def test_at_full_size_a_device_holds_its_share_of_the_state(name, devices):
+  """FSDP, with AdamW and an average: within 1.05 of all divided by the number of devices."""
+  shapes = {
+    'image': ((devices, 224, 224, 3), 'uint8'),
+    'label': ((devices,), 'int32'),
+    'text': ((devices, 77), 'int32'),
+  }
+  spec = {key: jax.ShapeDtypeStruct(*shape) for key, shape in shapes.items()}
+  mesh = AbstractMesh((1, devices, 1), sharding.AXES)
+  _, like = init_state(build(FULL_SIZE[name]), optax.adamw(0.1), spec, 0, mesh, ema=True)
+  total = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(like))
+  assert total > 4 * 80e6
+  assert total / devices <= sharding.bytes_per_device(like) < 1.05 * total / devices
+
+
 def test_an_unknown_logical_name_lists_the_table():
   class Misspelt(nn.Module):
     @nn.compact
@@ -207,3 +295,116 @@ def test_what_has_no_logical_axes_is_whole_everywhere():
   variables = {'batch_stats': {'mean': jnp.zeros((8,))}, 'count': jnp.zeros(())}
   placed = sharding.parameter_shardings(variables, mesh)
   assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(placed))
+
+
+def test_what_a_parameter_without_logical_axes_is_split_over():
+  mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
+  placed = sharding.parameter_shardings({'params': {'w': jnp.zeros((3, 8))}}, mesh)
+  assert tuple(placed['params']['w'].spec) == (None, 'fsdp')
+
+
+@pytest.mark.parametrize(
+  ('spec', 'ndim', 'text'),
+  [
+    (P('fsdp', 'tensor'), 3, 'fsdp,tensor,-'),
+    (P(None, ('data', 'fsdp')), 2, '-,data+fsdp'),
+    (P(), 2, 'whole'),
+    (P(), 0, 'whole'),
+  ],
+)
+def test_splits_in_words(spec, ndim, text):
+  mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
+  assert sharding.splits(NamedSharding(mesh, spec), ndim) == text
+
+
+def test_an_axis_of_one_device_splits_nothing():
+  mesh = sharding.make_mesh(dict(data=8))
+  assert sharding.splits(NamedSharding(mesh, P('fsdp', 'tensor')), 2) == 'whole'
+
+
+# -- Activations.
+
+
+def laid(names, shape, mesh):
+  """The sharding that `constrain` gives what a program computes."""
+  with jax.set_mesh(mesh):
+    return jax.jit(lambda: sharding.constrain(jnp.ones(shape) * 2, *names))().sharding
+
+
+def test_activations_lie_as_their_names_say():
+  mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
+  for names, shape, shard in (
+    (('batch', None, None), (8, 5, 6), (2, 5, 6)),
+    (('batch', None, 'heads', None), (8, 5, 4, 6), (2, 5, 2, 6)),
+    (('batch', None, 'mlp'), (8, 5, 6), (2, 5, 3)),
+    (('batch', 'classes'), (8, 5), (2, 5)),  # Two devices do not divide 5 classes.
+    (('batch', None), (6, 5), (6, 5)),
+    ((None, None), (8, 8), (8, 8)),
+  ):
+    assert laid(names, shape, mesh).shard_shape(shape) == shard, names
+
+
+def test_a_constraint_is_nothing_where_there_is_no_mesh_to_choose_from():
+  x = jnp.ones((8, 4))
+  assert sharding.constrain(x, 'batch', None) is x
+  with jax.set_mesh(sharding.make_mesh({}, jax.devices()[:1])):
+    assert sharding.constrain(x, 'batch', None) is x
+  with jax.set_mesh(jax.make_mesh((8,), ('data',), (AxisType.Explicit,))):
+    assert sharding.constrain(x, 'batch', None) is x
+  with jax.set_mesh(sharding.make_mesh(dict(data=4, fsdp=2))):
+    seen = []
+
+    def local(x):
+      seen.append(sharding.constrain(x, 'batch', None) is x)
+      return x
+
+    jax.shard_map(local, in_specs=P(('data', 'fsdp')), out_specs=P(('data', 'fsdp')))(x)
+  assert seen and all(seen)
+
+
+@pytest.mark.parametrize(
+  ('mesh', 'local'),
+  [
+    (dict(data=2, fsdp=2, tensor=2), (2, 5, 2, 6)),
+    (dict(tensor=8), (8, 5, 4, 6)),  # 8 devices do not divide 4 heads.
+    (dict(data=8), (8, 5, 4, 6)),  # Left to XLA.
+  ],
+)
+def test_a_function_of_what_a_device_holds(mesh, local):
+  x, seen = jnp.arange(8 * 5 * 4 * 6.0).reshape(8, 5, 4, 6), []
+
+  def double(x):
+    seen.append(x.shape)
+    return 2 * x
+
+  def loss(x):
+    return jnp.sum(sharding.on_shards(double, x, 'batch', None, 'heads', None) ** 2)
+
+  with jax.set_mesh(sharding.make_mesh(mesh)):
+    gradient = jax.jit(jax.grad(loss))(x)
+  assert set(seen) == {local}
+  np.testing.assert_allclose(gradient, 8 * x)
+
+
+def test_a_constraint_under_vmap_scan_remat_and_in_a_gradient():
+  x = jnp.arange(8 * 4 * 6.0).reshape(8, 4, 6)
+
+  def loss(x):
+    def body(carry, _):
+      f = jax.checkpoint(lambda y: sharding.constrain(jnp.sin(y), 'batch', None))
+      return jax.vmap(f, 1, 1)(carry), None
+
+    return jnp.sum(jax.lax.scan(body, x, length=2)[0] ** 2)
+
+  expected = jax.value_and_grad(loss)(x)
+  with jax.set_mesh(sharding.make_mesh(dict(data=4, fsdp=2))):
+    got = jax.jit(jax.value_and_grad(loss))(x)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, expected)
+
+
+def test_a_constraint_names_every_axis_by_a_name_of_the_table():
+  with jax.set_mesh(sharding.make_mesh(dict(data=-1))):
+    with pytest.raises(ValueError, match="unknown logical axis 'btach'; choose from 'batch', "):
+      sharding.constrain(jnp.ones((8, 4)), 'btach', None)
+    with pytest.raises(ValueError, match='shorter|longer'):
+      sharding.constrain(jnp.ones((8, 4)), 'batch')

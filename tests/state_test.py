@@ -19,6 +19,7 @@ MESHES = {
   'fsdp': dict(fsdp=-1),
   'all': dict(data=2, fsdp=2, tensor=2),
 }
+SPLIT = ('data', 'fsdp')
 SPEC = {
   'image': jax.ShapeDtypeStruct((BATCH, 4, 4, 3), jnp.uint8),
   'label': jax.ShapeDtypeStruct((BATCH,), jnp.int32),
@@ -135,6 +136,36 @@ def test_a_factored_moment_lies_as_what_is_left_of_its_parameter():
   assert dtypes == {'ema': 'bfloat16', 'v_row': 'float32', 'v_col': 'float32', 'v': 'float32'}
 
 
+@pytest.mark.parametrize(
+  ('word', 'kept'),
+  [
+    ('fsdp', {'v_row': ('fsdp',), 'v_col': ('tensor',), 'ema': ('fsdp', 'tensor')}),
+    ('zero1', {'v_row': (('data', 'fsdp'),), 'v_col': ('tensor',), 'ema': (SPLIT, 'tensor')}),
+    ('replicated', {'v_row': (None,), 'v_col': ('tensor',), 'ema': (None, 'tensor')}),
+  ],
+)
+def test_what_is_kept_of_a_parameter_lies_as_the_word_says(word, kept):
+  mesh, name = sharding.make_mesh(MESHES['all']), 'encoder/block_0/mlp/fc_1/kernel'
+  tx = make_tx(name='adafactor', options={'min_dim_size_to_factor': 2})
+  with jax.set_mesh(mesh):
+    _, like = init_state(make_objective(), tx, SPEC, 0, mesh, ema=True, sharding=word)
+  leaves = named(like.opt_state)
+  for kind, spec in kept.items():
+    (leaf,) = (leaf for path, leaf in leaves.items() if path.endswith(f'/{kind}/{name}'))
+    assert tuple(leaf.sharding.spec) == spec, kind
+  assert tuple(named(like.ema)[name].sharding.spec) == kept['ema']
+  assert tuple(named(like.params)[name].sharding.spec) == (
+    'fsdp' if word == 'fsdp' else None,
+    'tensor',
+  )
+
+
+def test_an_unknown_word_names_those_there_are():
+  mesh = sharding.make_mesh(MESHES['data'])
+  with pytest.raises(ValueError, match="sharding 'zero3'; choose from 'fsdp', 'zero1', 'replic"):
+    init_state(make_objective(), make_tx(), SPEC, 0, mesh, sharding='zero3')
+
+
 @pytest.mark.parametrize('mesh', MESHES)
 def test_the_average_begins_as_a_copy_and_lies_as_the_parameters(mesh):
   state, _ = make_state(mesh)
@@ -194,7 +225,7 @@ def test_moments_of_names_that_end_alike():
   moments = named(like.opt_state[0].mu)
   assert tuple(moments['w'].sharding.spec) == (None, 'fsdp')
   assert tuple(moments['inner/w'].sharding.spec) == ('fsdp', None)
-  assert tuple(moments['w_/kernel'].sharding.spec) == ('tensor', None)
+  assert tuple(moments['w_/kernel'].sharding.spec) == ('tensor', 'fsdp')
 
 
 def test_other_collections_are_the_model_state():

@@ -1,4 +1,4 @@
-from vit_jax.tables import final_table, grids, number, split, table
+from vit_jax.tables import final_table, grids, memory, number, split, table
 
 FINAL = {
   'step': 900,
@@ -22,6 +22,12 @@ def test_the_parts_of_a_name():
   assert split('test/google/class/Food/Drink') == ('test', 'google', 'class', 'Food/Drink')
   assert split('test/class/Flags') == ('test', '', 'class', 'Flags')
   assert split('loss') == ('', '', 'loss', '')
+
+
+def test_bytes_to_read():
+  sizes = {0: '0 B', 999: '999 B', 1000: '1.0 kB', 999_999: '1,000.0 kB', 14_160_000: '14.2 MB'}
+  sizes |= {3.1e9: '3.1 GB', 3.1e12: '3,100.0 GB'}
+  assert {size: memory(size) for size in sizes} == sizes
 
 
 def test_evals_of_the_same_sources_share_a_grid():

@@ -27,6 +27,7 @@ FIELDS = {
   'optimizer': 'optimizer, schedule, and rules by parameter name',
   'ema': 'average of the parameters over the steps',
   'mesh': 'devices along data, fsdp and tensor',
+  'sharding': "what is split over the mesh: 'fsdp' (or None), 'zero1' or 'replicated'",
   'evals': 'evaluators by name, each with how often it runs',
   'hooks': 'what changes the state between steps, by name',
   'log': 'how often metrics are written',
@@ -38,6 +39,7 @@ OPTIONAL = (
   'init_from',
   'ema',
   'mesh',
+  'sharding',
   'evals',
   'hooks',
   'log',
@@ -59,7 +61,16 @@ GROUPS = {
 REQUIRED = {'data': ('source', 'host'), 'ema': ('decay',)}
 
 # A run may go on with other values of these: they do not change what is trained.
-FREE = ('mesh', 'data.num_workers', 'data.max_bad_share', 'log', 'evals', 'checkpoint', 'profile')
+FREE = (
+  'mesh',
+  'sharding',
+  'data.num_workers',
+  'data.max_bad_share',
+  'log',
+  'evals',
+  'checkpoint',
+  'profile',
+)
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
@@ -90,10 +101,12 @@ def override(
     ValueError: a flag names no field or has a wrong value, or the config lacks a field.
   """
   config = _with_units(config)
-  # Whatever the config, a flag can ask for a trace.
-  window = (config.get('profile') or {}).get('steps')
+  # Whatever the config, a flag can ask for a trace, or split the state in another way.
+  window, word = (config.get('profile') or {}).get('steps'), config.get('sharding')
   config.profile = {'steps': ml_collections.config_dict.placeholder(str)}
   config.profile.steps = window
+  config.sharding = ml_collections.config_dict.placeholder(str)
+  config.sharding = word
   for argument in overrides:
     config = _override(config, argument)
   check(config)

@@ -17,6 +17,7 @@ from vit_jax.adapters.layout import innermost
 from vit_jax.average import SUFFIX, Average, AveragedEvaluator, build_average
 from vit_jax.build import build
 from vit_jax.checkpoint import Checkpoints
+from vit_jax.choices import check_choice
 from vit_jax.data import pipeline
 from vit_jax.data.spec import batch_spec
 from vit_jax.state import TrainState, abstract_variables, init_state, stacked_names
@@ -39,6 +40,7 @@ class Experiment:
     total_steps: length of the training.
     accumulate: micro-batches that a step's batch is split into.
     average: of the parameters over the steps; None for none.
+    sharding: what is split over the mesh, a key of `sharding.SHARDINGS`.
   """
 
   config: ml_collections.ConfigDict
@@ -50,6 +52,7 @@ class Experiment:
   total_steps: int
   accumulate: int
   average: Average | None
+  sharding: str = 'fsdp'
 
   def steps(self, amount: Mapping[str, Any] | None, name: str) -> int | None:
     """A number of steps, epochs or examples as steps of this run; None stays None."""
@@ -77,6 +80,7 @@ def setup(
     ValueError: whatever in the config cannot be, with the choices.
   """
   config_lib.check(config)
+  split = check_choice('sharding', config.get('sharding') or 'fsdp', sharding.SHARDINGS)
   mesh = sharding.make_mesh(config.get('mesh') or {}, devices)
   pipeline.check_batch_size(config.batch_size, sharding.batch_sharding(mesh))
   source = build(config.data.source) if source is None else source
@@ -99,7 +103,7 @@ def setup(
   )
   average = build_average(config.get('ema'))
   return Experiment(
-    config, mesh, source, objective, spec, optimizer, total_steps, accumulate, average
+    config, mesh, source, objective, spec, optimizer, total_steps, accumulate, average, split
   )
 
 
@@ -112,6 +116,7 @@ def prepare_state(made: Experiment) -> tuple[Callable[[], TrainState], TrainStat
     made.config.seed,
     made.mesh,
     ema=made.average is not None,
+    sharding=made.sharding,
   )
 
 

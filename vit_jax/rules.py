@@ -5,10 +5,12 @@ import itertools
 import math
 import numbers
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+
+from vit_jax import sharding, tables
 
 
 class Row(NamedTuple):
@@ -91,14 +93,29 @@ def values(
   return {name: float(rules[first[name]][1]) if name in first else default for name in names}
 
 
-def describe(table: Sequence[Row]) -> str:
-  """The table as aligned text with totals; alike blocks are one line, `block_{0..11}/mlp/bias`."""
-  lines = [('parameter', 'shape', 'size', 'multiplier', 'decay')]
-  for name, count, row in _collapse(table):
+def describe(table: Sequence[Row], params: Mapping[str, Any] | None = None) -> str:
+  """The table as aligned text with totals; alike blocks are one line, `block_{0..11}/mlp/bias`.
+
+  Args:
+    table: the parameters.
+    params: by their names, arrays or shapes with shardings: what each axis is split over is said
+      then, and what a device holds. None for a device alone.
+  """
+  held = {
+    name: (sharding.splits(x.sharding, x.ndim), sharding.bytes_per_device(x))
+    for name, x in (params or {}).items()
+  }
+  # There is little room beside the shardings, and it says the same almost always.
+  rated = not held or any(row.multiplier != 1 for row in table)
+  head = ('multiplier', 'decay') if rated else ('decay',)
+  lines = [('parameter', 'shape', 'size', *head, *(('sharding', 'a device') if held else ()))]
+  for name, count, row in _collapse(table, held):
     shape = 'x'.join(map(str, row.shape)) or 'scalar'
     size = f'{row.size:,}' if count == 1 else f'{count} x {row.size:,}'
     rules = ('frozen', '') if row.frozen else (f'{row.multiplier:g}', f'{row.decay:g}')
-    lines.append((name, shape, size, *rules))
+    split, own = held.get(row.name, ('', 0))
+    more = (split, tables.memory(count * own)) if held else ()
+    lines.append((name, shape, size, *(rules if rated else rules[1:]), *more))
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   text = [
     '  '.join(
@@ -112,15 +129,15 @@ def describe(table: Sequence[Row]) -> str:
   return '\n'.join(line.rstrip() for line in text)
 
 
-def _collapse(table: Sequence[Row]) -> list[tuple[str, int, Row]]:
+def _collapse(table: Sequence[Row], held: Mapping[str, Any]) -> list[tuple[str, int, Row]]:
   """Merges rows that differ in the numbers of their names only: [(name, count, one of them)]."""
   groups: dict[Any, tuple[Row, set[tuple[tuple[int, ...], ...]]]] = {}
   for row in table:
-    key = re.sub(r'_\d+(?=/|$)', '_{}', row.name), row[1:]
+    key = re.sub(r'_\d+(?=/|$)', '_{}', row.name), row[1:], held.get(row.name)
     numbers_ = tuple((int(n),) for n in re.findall(r'_(\d+)(?=/|$)', row.name))
     groups.setdefault(key, (row, set()))[1].add(numbers_)
   merged = []
-  for (name, _), (row, boxes) in groups.items():
+  for (name, *_), (row, boxes) in groups.items():
     for axis in range(name.count('{}')):
       lines: dict[Any, list[int]] = {}
       for box in boxes:

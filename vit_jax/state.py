@@ -1,6 +1,6 @@
 """The state of training, and its initialisation straight into its shards."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -8,10 +8,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
-from vit_jax import rules, sharding
+from vit_jax import rules
+from vit_jax import sharding as sharding_lib
 from vit_jax.arrays import Array, Batch
 
 
@@ -85,6 +85,7 @@ def init_state(
   mesh: Mesh,
   *,
   ema: bool = False,
+  sharding: str = 'fsdp',
 ) -> tuple[Callable[[], TrainState], TrainState]:
   """Prepares the first state.
 
@@ -95,6 +96,7 @@ def init_state(
     seed: decides parameters and, later, all augmentation and dropout.
     mesh: the mesh.
     ema: whether to keep an average of the parameters; it starts as a copy of them.
+    sharding: what is split over the mesh, a key of `sharding.SHARDINGS`.
 
   Returns:
     A jitted function that makes the state, each leaf directly in its shards, and a tree like it of
@@ -116,7 +118,7 @@ def init_state(
     )
 
   abstract = jax.eval_shape(make)
-  shardings = state_shardings(objective, batch_spec, abstract, mesh)
+  shardings = state_shardings(objective, batch_spec, abstract, mesh, sharding)
   like = jax.tree.map(
     lambda x, placed: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), abstract, shardings
   )
@@ -124,31 +126,47 @@ def init_state(
 
 
 def state_shardings(
-  objective: nn.Module, batch_spec: Batch, abstract: TrainState, mesh: Mesh
+  objective: nn.Module,
+  batch_spec: Batch,
+  abstract: TrainState,
+  mesh: Mesh,
+  sharding: str = 'fsdp',
 ) -> TrainState:
-  """Shardings of a state: moments lie as their parameters do, the rest is whole everywhere.
+  """Shardings of a state: what is kept of parameters is split as they are, or as the word says.
 
-  A factored moment lacks one axis of its parameter, and lies as the others do.
+  A factored moment lacks one axis of its parameter; steps and keys are whole everywhere.
+
+  Args:
+    objective: the Linen module.
+    batch_spec: shapes and dtypes of a global batch.
+    abstract: shapes and dtypes of the state.
+    mesh: the mesh.
+    sharding: a key of `sharding.SHARDINGS`.
+
+  Raises:
+    ValueError: an unknown word.
   """
-  variables = sharding.parameter_shardings(abstract_variables(objective, batch_spec), mesh)
+  boxed = abstract_variables(objective, batch_spec)
+  variables = sharding_lib.parameter_shardings(boxed, mesh, sharding)
   params = variables.pop('params', {})
+  over = sharding_lib.SHARDINGS[sharding].moments
+  axes = sharding_lib.logical_axes(boxed).get('params', {})
   by_path = {
-    tuple(map(str, path)): (leaf.shape, placed)
-    for (path, leaf), placed in zip(
-      jax.tree.leaves_with_path(abstract.params), jax.tree.leaves(params), strict=True
+    tuple(map(str, path)): (leaf.shape, tuple(names))
+    for (path, leaf), names in zip(
+      jax.tree.leaves_with_path(abstract.params), jax.tree.leaves(axes), strict=True
     )
   }
-  whole = sharding.replicated(mesh)
+  whole = sharding_lib.replicated(mesh)
 
   def place(path: Any, leaf: Any) -> Any:
     # A moment's path ends with the path of its parameter: [0].mu['encoder']['cls'].
-    names = tuple(map(str, path))
-    for start in range(len(names)):
-      shape, placed = by_path.get(names[start:], (None, None))
-      if shape == leaf.shape:
-        return placed
-      if shape is not None and len(shape) == leaf.ndim + 1:
-        return _without_an_axis(placed, shape, leaf.shape) or whole
+    keys = tuple(map(str, path))
+    for start in range(len(keys)):
+      shape, names = by_path.get(keys[start:], ((), ()))
+      kept = _kept_axes(names, shape, leaf.shape)
+      if kept:
+        return sharding_lib.place(kept, leaf.shape, mesh, over)
     return whole
 
   return TrainState(
@@ -157,16 +175,17 @@ def state_shardings(
     model_state=variables,
     opt_state=jax.tree.map_with_path(place, abstract.opt_state),
     rng=whole,
-    ema=None if abstract.ema is None else params,
+    ema=jax.tree.map_with_path(place, abstract.ema),
   )
 
 
-def _without_an_axis(
-  placed: NamedSharding, shape: tuple[int, ...], kept: tuple[int, ...]
-) -> NamedSharding | None:
-  """The sharding of `shape` without the axis that `kept` lacks; None where it lacks none."""
-  axes = tuple(placed.spec) + (None,) * (len(shape) - len(placed.spec))
+def _kept_axes(
+  names: Sequence[str | None], shape: tuple[int, ...], kept: tuple[int, ...]
+) -> Sequence[str | None]:
+  """The names of the axes of `kept`, which is `shape` or lacks one of it; none where it is not."""
+  if shape == kept:
+    return names
   for i in range(len(shape)):  # Of axes of one size any will do: it is a question of speed.
     if shape[:i] + shape[i + 1 :] == kept:
-      return NamedSharding(placed.mesh, P(*axes[:i], *axes[i + 1 :]))
-  return None
+      return (*names[:i], *names[i + 1 :])
+  return ()

@@ -37,6 +37,14 @@ class Grid(NamedTuple):
   values: dict[tuple[str, tuple[str, str]], float]
 
 
+def memory(size: float) -> str:
+  """A number of bytes to read: '512 B', '1.5 kB', '14.2 MB', '3.1 GB'."""
+  if size < 1000:
+    return f'{size:.0f} B'
+  unit = next(n for n in (3, 6, 9) if size < 10 ** (n + 3) or n == 9)
+  return f'{size / 10**unit:,.1f} {"kMG"[unit // 3 - 1]}B'
+
+
 def split(name: str) -> Name:
   """'test/google/class/Food & Drink' is Name('test', 'google', 'class', 'Food & Drink')."""
   head, *rest = name.split('/')

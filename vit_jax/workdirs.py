@@ -14,11 +14,12 @@ import ml_collections
 import numpy as np
 
 from vit_jax import config as config_lib
-from vit_jax import metrics, optim, report, tables
+from vit_jax import metrics, optim, report, rules, sharding, tables
 from vit_jax.checkpoint import read_json, write_json
 
 if TYPE_CHECKING:
   from vit_jax.experiment import Experiment
+  from vit_jax.state import TrainState
 
 MAX_CLASSES = 1000  # `run.json` is read by people too.
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
@@ -101,17 +102,43 @@ def classes_of(source: Any) -> list[str]:
   return names if len(names) <= MAX_CLASSES else []
 
 
-def opening(made: 'Experiment', step: int) -> str:
-  """What is printed before the first step: the parameters and what is done to which."""
+def opening(made: 'Experiment', step: int, like: 'TrainState') -> str:
+  """What is printed before the first step: the parameters, what is done to which, and where.
+
+  Args:
+    made: the run.
+    step: after which it begins.
+    like: shapes and shardings of its state.
+  """
   config = made.config
   count = sum(int(np.prod(row.shape)) for row in made.optimizer.table)
   begin = f'resuming after step {step:,} of' if step else 'starting'
   parts = f' ({made.accumulate} micro-batches)' if made.accumulate > 1 else ''
   return (
-    f'{optim.describe(made.optimizer.table)}\n'
+    f'{_parameters(made, like)}\n'
     f'{config.objective.type}: {count:,} parameters; {len(made.source):,} examples in batches of '
     f'{config.batch_size}{parts} on {jax.device_count()} x {jax.devices()[0].device_kind}; '
     f'{begin} {made.total_steps:,} steps'
+  )
+
+
+def _parameters(made: 'Experiment', like: 'TrainState') -> str:
+  """The table of the parameters; of several devices, with what one of them holds of the state."""
+  if made.mesh.size == 1:
+    return optim.describe(made.optimizer.table)
+  params = {rules.name(path): leaf for path, leaf in jax.tree.leaves_with_path(like.params)}
+  parts = {
+    'parameters': like.params,
+    'optimizer': like.opt_state,
+    'ema': like.ema,
+    'model state': like.model_state,
+  }
+  sizes = {name: sharding.bytes_per_device(part) for name, part in parts.items()}
+  held = ', '.join(f'{name} {tables.memory(size)}' for name, size in sizes.items() if size)
+  axes = ', '.join(f'{axis}={size}' for axis, size in made.mesh.shape.items())
+  return (
+    f'{optim.describe(made.optimizer.table, params)}\n'
+    f'a device holds {tables.memory(sum(sizes.values()))}: {held}; {made.sharding!r} on {axes}'
   )
 
 

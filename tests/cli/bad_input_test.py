@@ -90,6 +90,10 @@ def test_an_unknown_config_names_the_nearest(mistake, tmp_path):
     ('--config.mesh.fsdp=3', 'needs a multiple of 3 devices; there are 8'),
     ('--config.mesh.data=16', 'needs 16 devices; there are 8'),
     ('--config.mesh.data=0', 'sizes are positive'),
+    (
+      '--config.sharding=zero',
+      "unknown sharding 'zero'; choose from 'fsdp', 'zero1', 'replicated'",
+    ),
     ('--config.optimizer.name=adam', "unknown optimizer 'adam'; choose from 'sgd', 'adamw'"),
     ('--config.optimizer.schedule=step', "choose from 'cosine', 'linear', 'rsqrt', 'constant'"),
     ('--config.optimizer.learning_rate=-1', 'optimizer.learning_rate must be a number > 0'),

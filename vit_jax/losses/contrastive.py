@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
-from vit_jax import sharding
 from vit_jax.arrays import Array, l2_normalize
 from vit_jax.losses import ring
+from vit_jax.sharding import constrain
 
 DENSE_ROWS = 2048  # views in the global batch, up to which all pairs are one matrix
 BLOCK = 512  # views of a visitor that are compared at a time
@@ -65,6 +64,7 @@ def nt_xent(
   """
   size, views, _ = embeddings.shape
   rows = l2_normalize(embeddings).reshape(size * views, -1) * temperature**-0.5  # [N, D]
+  rows = constrain(rows, 'batch', None)
   groups = jnp.arange(size, dtype=jnp.int32) if labels is None else labels.astype(jnp.int32)
   groups = jnp.repeat(groups, views)  # [N]
   compared = (
@@ -85,8 +85,7 @@ def compare_dense(rows: Array, groups: Array) -> Compared:
     groups: `[N]` int32, equal where rows belong together.
   """
   similarity = jnp.matmul(rows, rows.T, precision='highest')  # [N, N]
-  if ring.devices() > 1:
-    similarity = jax.lax.with_sharding_constraint(similarity, P(sharding.BATCH_AXES))
+  similarity = constrain(similarity, 'batch', None)
   other = ~jnp.eye(len(rows), dtype=bool)
   same = (groups[:, None] == groups[None]) & other
   return Compared(

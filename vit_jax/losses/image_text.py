@@ -11,12 +11,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
-from vit_jax import sharding
 from vit_jax.arrays import Array, l2_normalize
 from vit_jax.losses import ring
 from vit_jax.losses.contrastive import BLOCK, DENSE_ROWS, NEVER
+from vit_jax.sharding import constrain
 
 
 class Found(NamedTuple):
@@ -116,7 +115,8 @@ def _compare(
 ) -> tuple[Found, Found]:
   if image.shape != text.shape:
     raise ValueError(f'images {image.shape} and texts {text.shape} are not pairs of one shape')
-  image, text = l2_normalize(image) * jnp.asarray(scale, jnp.float32), l2_normalize(text)
+  image, text = (constrain(l2_normalize(x), 'batch', None) for x in (image, text))
+  image = image * jnp.asarray(scale, jnp.float32)
   # A copy for each image, as a ring splits all arrays by rows; their gradients add up.
   bias = jnp.full(len(image), bias, jnp.float32)
   if len(image) <= dense_rows:
@@ -136,9 +136,7 @@ def compare_dense(image: Array, text: Array, bias: Array, softmax: bool) -> tupl
   Returns:
     What the images find, and what the texts find.
   """
-  logits = _logits(image, text, bias)  # [B, B]
-  if ring.devices() > 1:
-    logits = jax.lax.with_sharding_constraint(logits, P(sharding.BATCH_AXES))
+  logits = constrain(_logits(image, text, bias), 'batch', None)  # [B, B]
   others = jnp.where(jnp.eye(len(logits), dtype=bool), NEVER, logits)
 
   def found(axis: int) -> Found:

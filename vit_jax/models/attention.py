@@ -18,6 +18,7 @@ from vit_jax.models.dense import (
   dense_forward,
   on_cpu,
 )
+from vit_jax.sharding import constrain, on_shards
 
 # `auto` is `einsum`. Forward and backward on 2 CPU cores, einsum, the softmax written out, and xla:
 # 35.5, 33.4, 40.8 ms at [B, L, H, Dh] = [16, 197, 6, 64] in float32, 21.6, 28.9, 35.4 in bfloat16.
@@ -116,7 +117,7 @@ class Attention(nn.Module):
       kernel_init=init.xavier_uniform(in_axis=(0, 1), out_axis=2),
       name='out',
     )
-    return dense(out, *weights(), self.dtype)
+    return constrain(dense(out, *weights(), self.dtype), 'batch', None, None)
 
   def _project(self, x: Array, names: tuple[str, ...]) -> tuple[Array, ...]:
     """`[B, L, D]` to `[B, L, H, Dh]` for each name, in one product over kernels of their own.
@@ -137,7 +138,8 @@ class Attention(nn.Module):
     )
     kernels, biases = map(jnp.stack, zip(*(weight() for weight in weights), strict=True))
     heads = project(*(array.astype(self.dtype) for array in (x, kernels, biases)))
-    return checkpoint_name(heads, PRODUCT)
+    heads = checkpoint_name(heads, PRODUCT)
+    return tuple(constrain(x, 'batch', None, 'heads', None) for x in heads)
 
   def _einsum(self, q: Array, k: Array, v: Array, mask: Array | None) -> Array:
     q = q * q.shape[-1] ** -0.5  # Eq. 1, arXiv:1706.03762; fewer numbers to scale than the logits.
@@ -217,24 +219,27 @@ def _logits(q: Array, k: Array, seen: Array | None = None) -> Array:
   return logits if seen is None else jnp.where(seen, logits, -jnp.inf)
 
 
-def _laid_out(x: Array, order: tuple[int, ...]) -> Array:
+def _laid_out(x: Array, order: tuple[int, ...], *names: str | None) -> Array:
   """The identity; on TPUs with the axes in memory in `order`, the last along the lanes.
 
-  Left to itself, XLA copies matrices of weights from one layout to another.
+  Left to itself, XLA copies matrices of weights from one layout to another. It would gather what
+  is split by heads, whose logical axes are `names`, to lay it out.
   """
-  return jax.lax.platform_dependent(
-    x, tpu=lambda x: with_layout_constraint(x, Layout(order)), default=lambda x: x
-  )
+
+  def lay(x: Array) -> Array:
+    return on_shards(lambda x: with_layout_constraint(x, Layout(order)), x, *names)
+
+  return jax.lax.platform_dependent(x, tpu=lay, default=lambda x: x)
 
 
 def _tokens_last(x: Array) -> Array:
   """`[B, L, H, K]`, in memory as `[H, B, K, L]`, as the projection leaves it."""
-  return _laid_out(x, (2, 0, 3, 1))
+  return _laid_out(x, (2, 0, 3, 1), 'batch', None, 'heads', None)
 
 
 def _keys_last(x: Array) -> Array:
   """`[B, H, L, M]`, in memory so."""
-  return _laid_out(x, (0, 1, 2, 3))
+  return _laid_out(x, (0, 1, 2, 3), 'batch', 'heads', None, None)
 
 
 def _largest(q: Array, k: Array, seen: Array | None, logits: Array) -> Array:

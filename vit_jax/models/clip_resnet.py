@@ -20,6 +20,7 @@ from vit_jax.models.dense import check_dtype
 from vit_jax.models.features import Features
 from vit_jax.models.positions import resample
 from vit_jax.models.resnet import batch_norm, conv
+from vit_jax.sharding import constrain
 
 init = nn.initializers
 logical = nn.with_logical_partitioning
@@ -84,7 +85,7 @@ class Block(nn.Module):
       x = halve(x) if self.halved else x
       x = conv('conv_proj', 4 * width, 1, 1, self.convolution, dtype)(x)
       x = batch_norm('norm_proj', train, dtype)(x)
-    return nn.relu(x + y)
+    return constrain(nn.relu(x + y), 'batch', None, None, None)
 
 
 class AttentionPool(nn.Module):
@@ -116,7 +117,7 @@ class AttentionPool(nn.Module):
     pos = resample(self.param('pos_embedding', pos_init, shape), self.grid, tuple(grid))
     x = x.reshape(batch, -1, width)
     x = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1)  # [B, 1 + h * w, D]
-    x = x + pos.astype(self.dtype)
+    x = constrain(x + pos.astype(self.dtype), 'batch', None, None)
     attention = Attention(
       self.num_heads,
       self.attention,

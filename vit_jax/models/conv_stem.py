@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from vit_jax.arrays import Array
 from vit_jax.models.attention import layer_norm
+from vit_jax.sharding import constrain
 
 init = nn.initializers
 logical = nn.with_logical_partitioning
@@ -48,5 +49,6 @@ class ConvStem(nn.Module):
         kernel_init=logical(init.he_normal(), (None, None, None, 'embed')),
         name=f'conv_{i}',
       )(x)
+      x = constrain(x, 'batch', None, None, None)
       x = nn.relu(layer_norm(f'norm_{i}', self.ln_eps, self.dtype)(x))
     return x

@@ -76,9 +76,8 @@ class Convolution(nn.Module):
     shape = (self.size, self.size, x.shape[-1], self.features)
     kernel_init = logical(self.kernel_init, (None, None, None, 'embed'))
     kernel = self.param('kernel', kernel_init, shape)
-    return convolve(
-      x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.implementation
-    )
+    x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.implementation)
+    return sharding.constrain(x, 'batch', None, None, None)
 
 
 def convolve(x: Array, kernel: Array, stride: int = 1, implementation: str = 'auto') -> Array:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from vit_jax.arrays import Array
 from vit_jax.choices import check_choice
+from vit_jax.sharding import constrain
 
 init = nn.initializers
 logical = nn.with_logical_partitioning
@@ -73,7 +74,7 @@ class StdConv(nn.Module):
     kernel = kernel - kernel.mean((0, 1, 2))
     std = jnp.sqrt(kernel.var((0, 1, 2)) + self.constants.kernel_variance)
     kernel = kernel / (std + self.constants.kernel)
-    return nn.Conv(
+    x = nn.Conv(
       self.features,
       (self.size, self.size),
       strides=self.stride,
@@ -81,6 +82,7 @@ class StdConv(nn.Module):
       dtype=self.dtype,
       parent=None,
     ).apply({'params': {'kernel': kernel}}, x)
+    return constrain(x, 'batch', None, None, None)
 
 
 def group_norm(name: str, epsilon: float, dtype: Any, *, zero: bool = False) -> nn.GroupNorm:
@@ -126,7 +128,7 @@ class Bottleneck(nn.Module):
     if x.shape != y.shape:
       x = conv(4 * width, 1, self.stride, name='conv_proj')(x)
       x = norm('norm_proj')(x)
-    return nn.relu(x + y)
+    return constrain(nn.relu(x + y), 'batch', None, None, None)
 
 
 class ResNetStem(nn.Module):

@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 
 from vit_jax.arrays import Array
+from vit_jax.sharding import constrain
 
 init = nn.initializers
 logical = nn.with_logical_partitioning
@@ -28,7 +29,7 @@ def embed_patches(
   p, q = patch
   batch, height, columns, channels = x.shape
   patches = x.astype(dtype).reshape(batch, height // p, p, columns // q, q, channels)
-  return nn.Einsum(
+  embedded = nn.Einsum(
     (p, q, channels, width),
     'bhpwqc,pqcd->bhwd',
     use_bias=bias,
@@ -37,3 +38,4 @@ def embed_patches(
     bias_init=logical(init.zeros, ('embed',)),
     name='embedding',
   )(patches)
+  return constrain(embedded, 'batch', None, None, None)

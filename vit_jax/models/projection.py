@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from vit_jax.arrays import Array
 from vit_jax.models.resnet import batch_norm
+from vit_jax.sharding import constrain
 
 logical = nn.with_logical_partitioning
 
@@ -51,6 +52,7 @@ class Projection(nn.Module):
         kernel_init=logical(nn.initializers.lecun_normal(), ('embed', None)),
         name=f'dense_{i}',
       )(x)
+      x = constrain(x, 'batch', None)
       if self.norm:
         x = batch_norm(f'norm_{i}', train, self.dtype)(x)
       if not last:

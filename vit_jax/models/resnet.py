@@ -16,6 +16,7 @@ from vit_jax.choices import check_choice
 from vit_jax.models.convolution import IMPLEMENTATIONS, Convolution
 from vit_jax.models.dense import check_dtype
 from vit_jax.models.features import Features
+from vit_jax.sharding import constrain
 
 init = nn.initializers
 logical = nn.with_logical_partitioning
@@ -115,7 +116,7 @@ class Block(nn.Module):
     if stride > 1 or x.shape[-1] != y.shape[-1]:
       x = conv('conv_proj', y.shape[-1], 1, stride, self.convolution, dtype)(x)
       x = batch_norm('norm_proj', train, dtype)(x)
-    return nn.relu(x + y)
+    return constrain(nn.relu(x + y), 'batch', None, None, None)
 
 
 class ResNet(nn.Module):
@@ -218,7 +219,7 @@ class ResNet(nn.Module):
       stages.append(x)
     batch, *grid, features = x.shape
     return Features(
-      pooled=x.mean((1, 2)),
+      pooled=constrain(x.mean((1, 2)), 'batch', None),
       tokens=x.reshape(batch, -1, features),
       stages=tuple(stages),
       grid=tuple(grid),

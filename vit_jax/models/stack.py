@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from vit_jax.arrays import Array
 from vit_jax.models.dense import PRODUCT
 from vit_jax.models.transformer import Block
+from vit_jax.sharding import constrain
 
 _policies = jax.checkpoint_policies
 _products = _policies.save_only_these_names(PRODUCT)
@@ -53,6 +54,7 @@ def apply_blocks(
   Returns:
     The last block's output, `[B, L, D]`, and that of each block in `outputs`.
   """
+  x = constrain(x, 'batch', None, None)
   kind = Block
   if remat != 'none':
     kind = nn.remat(Block, policy=REMAT[remat], prevent_cse=not scan, static_argnums=(2,))

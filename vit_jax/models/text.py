@@ -14,6 +14,7 @@ from vit_jax.models.pooling import MapHead
 from vit_jax.models.sizes import Size
 from vit_jax.models.stack import REMAT, apply_blocks
 from vit_jax.models.transformer import ACTIVATIONS, Mlp
+from vit_jax.sharding import constrain
 
 init = nn.initializers
 logical = nn.with_logical_partitioning
@@ -181,7 +182,7 @@ class TextTransformer(nn.Module):
       causal=self.causal,
     )
     x = layer_norm('norm', self.ln_eps, dtype)(x)
-    pooled = self._pool(x, mask)
+    pooled = constrain(self._pool(x, mask), 'batch', None)
     if self.projection is not None:
       pooled = project(pooled, self.projection, self.projection_bias, dtype)
     return Features(pooled=pooled, tokens=x, mask=mask)
@@ -318,7 +319,9 @@ def embed_tokens(text: Array, vocab_size: int, width: int, dtype: Any) -> Array:
   # Looked up in float32: in another dtype the whole table would be converted first.
   table_init = logical(init.normal(0.02), (None, 'embed'))
   table = nn.Embed(vocab_size, width, embedding_init=table_init, name='token_embedding')
-  return table(text).astype(dtype)
+  # Gathered whole: of a table that is split by features XLA would look up every device's texts.
+  vectors = jnp.take(constrain(table.embedding, None, None), text, axis=0)  # [B, L, width]
+  return constrain(vectors.astype(dtype), 'batch', None, None)
 
 
 def mean_of(x: Array, mask: Array) -> Array:
@@ -329,7 +332,7 @@ def mean_of(x: Array, mask: Array) -> Array:
 
 def project(x: Array, features: int, bias: bool, dtype: Any) -> Array:
   """`[B, D]` to `[B, features]`; to be called inside a compact method."""
-  return nn.Dense(
+  projected = nn.Dense(
     features,
     use_bias=bias,
     dtype=dtype,
@@ -337,3 +340,4 @@ def project(x: Array, features: int, bias: bool, dtype: Any) -> Array:
     bias_init=logical(init.zeros, (None,)),
     name='projection',
   )(x)
+  return constrain(projected, 'batch', None)

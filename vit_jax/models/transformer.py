@@ -11,6 +11,7 @@ from vit_jax.arrays import Array
 from vit_jax.choices import check_choice
 from vit_jax.models.attention import Attention, layer_norm
 from vit_jax.models.dense import Weights, dense, materialized
+from vit_jax.sharding import constrain
 
 init = nn.initializers
 logical = nn.with_logical_partitioning
@@ -98,10 +99,11 @@ class Mlp(nn.Module):
     small = init.normal(1e-6)
     fc_1 = Weights((width, self.mlp_dim), ('embed', 'mlp'), bias_init=small, name='fc_1')
     fc_2 = Weights((self.mlp_dim, width), ('mlp', 'embed'), bias_init=small, name='fc_2')
-    x = dense(x, *fc_1(), self.dtype)
+    rows = ('batch', *(None,) * (x.ndim - 2))
+    x = constrain(dense(x, *fc_1(), self.dtype), *rows, 'mlp')
     x = ACTIVATIONS[self.activation](x)
     x = nn.Dropout(self.dropout)(x, deterministic=not train)
-    x = dense(x, *fc_2(), self.dtype)
+    x = constrain(dense(x, *fc_2(), self.dtype), *rows, None)
     return nn.Dropout(self.dropout)(x, deterministic=not train)
 
 
@@ -184,4 +186,4 @@ class Block(nn.Module):
       y = LayerScale(self.layer_scale, self.dtype, name=name)(y)
     if train and not (isinstance(rate, float) and rate == 0.0):
       y = drop_path(y, rate, self.make_rng('dropout'))
-    return compute_gradient_once(x + y)
+    return compute_gradient_once(constrain(x + y, 'batch', None, None))

@@ -24,6 +24,7 @@ from vit_jax.models.positions import resample, sincos2d
 from vit_jax.models.sizes import VARIANTS, Size, patch_of, size_of
 from vit_jax.models.stack import REMAT, apply_blocks
 from vit_jax.models.transformer import ACTIVATIONS
+from vit_jax.sharding import constrain
 
 __all__ = ['POOLINGS', 'POSITIONS', 'VARIANTS', 'Size', 'ViT']
 
@@ -335,4 +336,4 @@ class ViT(nn.Module):
         name='pre_logits',
       )(x)
       x = nn.tanh(x)
-    return x
+    return constrain(x, 'batch', None)

@@ -7,6 +7,7 @@ from vit_jax.arrays import Array, Batch
 from vit_jax.augment import mix
 from vit_jax.losses import classification
 from vit_jax.objectives import inputs
+from vit_jax.sharding import constrain
 
 
 class Supervised(nn.Module):
@@ -92,7 +93,8 @@ class Supervised(nn.Module):
 
   def classify(self, image: Array, *, train: bool) -> Array:
     """Logits `[B, K]` float32 of `image [B, H, W, C]`, float on the scale [0, 1]."""
-    return self.head(self._encode(image, train=train).astype(jnp.float32))
+    logits = self.head(self._encode(image, train=train).astype(jnp.float32))
+    return constrain(logits, 'batch', 'classes')
 
   def logits(self, batch: Batch) -> Array:
     """Logits `[B, K]` of `image [B, H, W, C]`, float32, as in evaluation."""
