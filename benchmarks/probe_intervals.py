@@ -20,6 +20,7 @@ from vit_jax.build import build
 
 RETRIEVAL = 'test_retrieval/{}/recall@1'
 
+
 def judged(workdir, split):
   """`{encoder: {style: (right [N], ids [N])}}` of the encoders 'trained', 'random' and 'pixels'."""
   import jax
