@@ -408,3 +408,11 @@ def test_a_constraint_names_every_axis_by_a_name_of_the_table():
       sharding.constrain(jnp.ones((8, 4)), 'btach', None)
     with pytest.raises(ValueError, match='shorter|longer'):
       sharding.constrain(jnp.ones((8, 4)), 'batch')
+
+
+def test_a_whole_array_counts_on_every_device_and_a_split_one_in_part():
+  mesh = sharding.make_mesh(dict(data=8))
+  whole = jax.ShapeDtypeStruct((16, 4), np.float32, sharding=sharding.replicated(mesh))
+  split = jax.ShapeDtypeStruct((16, 4), np.uint8, sharding=sharding.batch_sharding(mesh))
+  assert sharding.bytes_per_device({'a': whole, 'b': [split]}) == 256 + 8
+  assert sharding.bytes_per_device(None) == 0

@@ -1,10 +1,10 @@
 """Bytes on each device: of what is known before compiling, and of all that XLA lays out."""
 
-import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
+from vit_jax.sharding import bytes_per_device
 from vit_jax.state import TrainState
 
 
@@ -50,17 +50,9 @@ def of_state(like: TrainState) -> dict[str, int]:
     like: arrays, or shapes with shardings.
   """
   return {
-    'parameters': of_tree(like.params),
-    'optimizer': of_tree(like.opt_state),
-    'average': of_tree(like.ema),
-    'model state': of_tree(like.model_state),
-    'step and key': of_tree((like.step, like.rng)),
+    'parameters': bytes_per_device(like.params),
+    'optimizer': bytes_per_device(like.opt_state),
+    'average': bytes_per_device(like.ema),
+    'model state': bytes_per_device(like.model_state),
+    'step and key': bytes_per_device((like.step, like.rng)),
   }
-
-
-def of_tree(tree: Any) -> int:
-  """Bytes of a tree's arrays on one device, by their shardings."""
-  return sum(
-    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    for leaf in jax.tree.leaves(tree)
-  )

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from vit_jax import experiment
+from vit_jax import experiment, sharding
 from vit_jax.build import build
 from vit_jax.data.stand_in import StandIn
 from vit_jax.experiment import Experiment
@@ -66,7 +66,7 @@ def verdict(
 
   found = {
     **_facts(made, topology, missing),
-    'bytes': {**memory.of_state(like), 'batch': memory.of_tree(batch)},
+    'bytes': {**memory.of_state(like), 'batch': sharding.bytes_per_device(batch)},
     'flops': {
       'forward': flops.total(layers).forward,
       'step': flops.total(layers).step,
