@@ -42,7 +42,7 @@ def get_config(arg=''):
     weight_decay=0.03, clip=1.0, schedule='linear', warmup=dict(steps=10_000),
   )  # fmt: skip
   config.mesh = dict(data=-1, fsdp=1, tensor=1)
-  config.sharding = 'fsdp'
+  config.sharding = 'zero1'
   config.evals = dict(
     validation=dict(
       type='evaluators.classification.Classification', num_workers=8, per_class=False,

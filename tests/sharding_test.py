@@ -416,3 +416,9 @@ def test_a_whole_array_counts_on_every_device_and_a_split_one_in_part():
   split = jax.ShapeDtypeStruct((16, 4), np.uint8, sharding=sharding.batch_sharding(mesh))
   assert sharding.bytes_per_device({'a': whole, 'b': [split]}) == 256 + 8
   assert sharding.bytes_per_device(None) == 0
+
+
+def test_outside_of_jit_arrays_lie_as_they_lie():
+  x = jnp.ones((8, 4))
+  with jax.set_mesh(sharding.make_mesh(dict(data=-1))):
+    assert sharding.constrain(x, 'batch', None) is x

@@ -344,7 +344,7 @@ def test_frozen_parameters_cost_no_gradient(accumulate):
 
 
 def test_to_freeze_changes_no_bit_of_a_step():
-  made = experiment.setup(probe())
+  made = experiment.setup(probe(), devices=jax.devices()[:1])
   with jax.set_mesh(made.mesh):
     steps, *arguments = steps_of(made)
     # One operation after another: XLA fuses a smaller program in another way, and rounds so.

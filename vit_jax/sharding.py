@@ -219,7 +219,8 @@ def constrain(x: Array, *names: str | None) -> Array:
   """`x`, which lies on the mesh as its logical axes say; itself where no mesh is set.
 
   XLA then moves parameters to where the examples are, and not the reverse. Nothing is said over
-  mesh axes that are not its to choose, such as those inside of a `shard_map`.
+  mesh axes that are not its to choose, such as those inside of a `shard_map`; nor outside of
+  `jit`, where arrays lie as they lie.
 
   Args:
     x: activations.
@@ -230,7 +231,9 @@ def constrain(x: Array, *names: str | None) -> Array:
     ValueError: a logical axis that is not in `LOGICAL_AXES`, or another number of them.
   """
   spec = _spec(names, x.shape)
-  return x if spec is None else jax.lax.with_sharding_constraint(x, spec)
+  if spec is None or not isinstance(x, jax.core.Tracer):
+    return x
+  return jax.lax.with_sharding_constraint(x, spec)
 
 
 def on_shards(function: Callable[[Array], Array], x: Array, *names: str | None) -> Array:
