@@ -19,11 +19,6 @@ from vit_jax.arrays import Array
 Update = Callable[[Any, Any], Any]
 
 
-def devices() -> int:
-  """Devices that hold different rows of the batch; 1 where no mesh is set."""
-  return sharding.batch_shards(jax.sharding.get_abstract_mesh())
-
-
 def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:
   """`function` on each device's rows alone; arrays in and out are split along their first axis.
 
@@ -65,7 +60,7 @@ def walk(update: Update, gathered: Any, own: Any, block: int) -> Any:
     return jax.lax.scan(lambda g, rows: (update(g, rows), None), gathered, visitor)[0]
 
   visitor = jax.tree.map(blocks, own)
-  turns = devices()
+  turns = sharding.batch_shards(jax.sharding.get_abstract_mesh())
   if turns == 1:
     return meet(gathered, visitor)
   to_next = [(i, (i + 1) % turns) for i in range(turns)]
