@@ -39,6 +39,8 @@ AUGMENT = (
 
 
 def get_config(arg=''):
+  if arg and not arg.isdecimal():
+    raise ValueError(f'argument {arg!r} is no number of a draw of the splits, such as 1')
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.total = dict(epochs=150)
