@@ -63,6 +63,24 @@ def views(batch: Batch, augment: str | Sequence[str], rng: Array | None, count: 
   return jnp.stack(changed, axis=1)
 
 
+def example_keys(batch: Batch, rng: Array | None) -> Array:
+  """A key for each example, which what makes its target is drawn from.
+
+  Args:
+    batch: `image [B, H, W, C]`; in evaluation `id [B]` too.
+    rng: in training, such as `make_rng('augment')`; None in evaluation, where every example has a
+      fixed key of its own by its `id`, so that nothing depends on the batch that it is in.
+
+  Returns:
+    `[B]` keys.
+  """
+  size = batch['image'].shape[0]
+  if rng is not None:
+    return jax.random.split(rng, size)
+  # Not the key of `view`: a target must not follow from what an augmentation drew.
+  return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(1), _ids(batch, size))
+
+
 def _scale(image: Array) -> Array:
   return image.astype(jnp.float32) / 255 if image.dtype == jnp.uint8 else image
 
