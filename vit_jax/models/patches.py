@@ -1,4 +1,4 @@
-"""From an image, or a feature map, to one vector a patch."""
+"""From an image, or a feature map, to one vector a patch, and back."""
 
 from typing import Any
 
@@ -39,3 +39,27 @@ def embed_patches(
     name='embedding',
   )(patches)
   return constrain(embedded, 'batch', None, None, None)
+
+
+def cut_patches(x: Array, patch: tuple[int, int]) -> Array:
+  """The pixels of each patch, in the order in which `embed_patches` reads them.
+
+  Args:
+    x: `[B, H, W, C]`.
+    patch: height and width, which divide H and W.
+
+  Returns:
+    `[B, h, w, P]`, P of height times width times C: rows, columns, then channels of a patch.
+  """
+  p, q = patch
+  batch, height, width, channels = x.shape
+  x = x.reshape(batch, height // p, p, width // q, q, channels).swapaxes(2, 3)
+  return x.reshape(batch, height // p, width // q, p * q * channels)
+
+
+def join_patches(x: Array, patch: tuple[int, int]) -> Array:
+  """The image that `cut_patches` cut, `[B, h, w, P]` to `[B, H, W, C]`."""
+  p, q = patch
+  batch, height, width, size = x.shape
+  x = x.reshape(batch, height, width, p, q, size // (p * q)).swapaxes(2, 3)
+  return x.reshape(batch, height * p, width * q, -1)
