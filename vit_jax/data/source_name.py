@@ -13,6 +13,7 @@ SHORT = {
   'csv': 'data.csv.Csv',
   'digits': 'data.digits.Digits',
   'emoji': 'data.emoji.Emoji',
+  'emoji_packages': 'data.emoji_packages.EmojiPackages',
   'folder': 'data.folder.Folder',
   'idx': 'data.idx.Idx',
   'parquet': 'data.parquet.Parquet',

@@ -237,7 +237,7 @@ class Emoji:
 
   def __getitem__(self, i: int) -> dict[str, np.ndarray]:
     style, row = self._find(i)
-    image = read_sheet(style)[row]  # [32, 32, 4]
+    image = self._sheet(style)[row]  # [32, 32, 4]
     if self.alpha:
       image = image.copy()
     else:
@@ -248,7 +248,7 @@ class Emoji:
   def mask(self, i: int) -> np.ndarray:
     """What example i covers, [32, 32] float32 in [0, 1]: truth for attention and segmentation."""
     style, row = self._find(i)
-    return read_sheet(style)[row, :, :, 3].astype(np.float32) / 255
+    return self._sheet(style)[row, :, :, 3].astype(np.float32) / 255
 
   def table(self) -> list[dict[str, str]]:
     """The row of `emoji.csv` for every example, with its `style`: names, keywords and the rest."""
@@ -258,6 +258,9 @@ class Emoji:
   def __repr__(self) -> str:
     half = '' if self.half is None else f', half={self.half}'
     return f'Emoji({self.split!r}, styles={self.styles}, label={self.label!r}{half})'
+
+  def _sheet(self, style: str) -> np.ndarray:
+    return read_sheet(style)
 
   def _find(self, i: int) -> tuple[str, int]:
     if not 0 <= i < len(self):
