@@ -50,7 +50,8 @@ def reference_resize(image, h, w):
 def test_configs_can_name_exactly_these():
   assert set(compose.choices(transforms)) == {
     'decode', 'decode_random_resized_crop', 'random_resized_crop', 'resize_small', 'resize',
-    'central_crop', 'pad_crop', 'flip', 'randaugment', 'views', 'caption', 'template', 'tokenize',
+    'central_crop', 'channels', 'pad_crop', 'flip', 'randaugment', 'views', 'caption', 'template',
+    'tokenize',
   }  # fmt: skip
 
 
@@ -170,6 +171,23 @@ def test_inception_crop_of_the_whole_is_a_resize():
 def test_inception_crop_of_a_sliver_falls_back_to_the_centre(h, w, box):
   draw = transforms.random_resized_crop(8, min_area=0.9).keywords['function'].keywords['draw']
   assert draw(h, w, RNG(0)) == box
+
+
+@pytest.mark.parametrize('given', [1, 3, 4])
+@pytest.mark.parametrize('made', [1, 3, 4])
+def test_channels_are_those_of_decode(given, made):
+  image = picture(9, 7, given)
+  file = io.BytesIO()
+  Image.fromarray(image[..., 0] if given == 1 else image).save(file, 'png')
+  changed = run(transforms.channels(made), image)
+  assert changed.shape == (9, 7, made)
+  decoded = transforms.decode(channels=made)({'image': file.getvalue()}, RNG(0))['image']
+  np.testing.assert_array_equal(changed, decoded)
+
+
+def test_channels_of_another_number_is_an_error():
+  with pytest.raises(ValueError, match='no image of 2 channels; choose from 1, 3, 4'):
+    transforms.channels(2)
 
 
 def test_central_crop():

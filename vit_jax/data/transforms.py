@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.choices import check_choice
-from vit_jax.data.decode import MODES, Box, decode_boxes, decode_image
+from vit_jax.data.decode import MODES, Box, as_array, decode_boxes, decode_image
 from vit_jax.data.randaugment import MAX_MAGNITUDE, augment_image
 from vit_jax.data.substitute import Example, Transform
 from vit_jax.data.texts import caption, template, tokenize
@@ -29,6 +29,7 @@ Size = int | tuple[int, int]
 __all__ = [
   'caption',
   'central_crop',
+  'channels',
   'decode',
   'decode_random_resized_crop',
   'flip',
@@ -59,6 +60,17 @@ def decode(channels: int = 3, orient: bool = False) -> Transform:
   if channels not in MODES:
     raise ValueError(f'decode makes no image of {channels} channels; choose from 1, 3, 4')
   return functools.partial(_decode, channels=channels, orient=orient)
+
+
+def channels(n: int) -> Transform:
+  """Makes n channels of an array's: 1 (grey, ITU-R 601-2 luma), 3 (RGB, on white) or 4 (RGBA).
+
+  For data that are arrays already, such as grey digits for an encoder of colours; `decode` does the
+  same while it decodes.
+  """
+  if n not in MODES:
+    raise ValueError(f'channels makes no image of {n} channels; choose from 1, 3, 4')
+  return on_image(_channels, n=n)
 
 
 def views(n: int) -> Transform:
@@ -183,6 +195,13 @@ def _decode(example: Example, rng: np.random.Generator, *, channels: int, orient
   if 'views' in example or not is_encoded(example['image']):
     return example
   return {**example, 'image': decode_image(bytes(example['image']), channels, orient=orient)}
+
+
+def _channels(image, rng, *, n) -> np.ndarray:
+  del rng
+  if image.shape[2] == n:
+    return image
+  return as_array(Image.fromarray(image[..., 0] if image.shape[2] == 1 else image), n)
 
 
 def _decode_crop(
