@@ -32,7 +32,7 @@ init = nn.initializers
 logical = nn.with_logical_partitioning
 
 POOLINGS = ('token', 'mean', 'map')
-POSITIONS = ('learned', 'sincos2d')
+POSITIONS = ('learned', 'sincos2d', 'none')
 
 
 class ViT(nn.Module):
@@ -55,8 +55,8 @@ class ViT(nn.Module):
       arXiv:2103.00020, and its published code).
     pooling: `token`, a class token; `mean` over the tokens; or `map`, attention by a learned query.
       Only `token` has a class token.
-    positions: `learned`, one vector a token, the class token's included; or `sincos2d`, fixed and
-      for any grid, none on the class token.
+    positions: `learned`, one vector a token, the class token's included; `sincos2d`, fixed and for
+      any grid, none on the class token; or `none`, so that the patches have no order.
     grid: `(height, width)` of the learned positions, in patches; an image of another grid then gets
       them interpolated, so that a model can be tested at other resolutions. None: the first
       image's, and no other is taken.
@@ -277,7 +277,7 @@ class ViT(nn.Module):
       others.append(cls)
     if self.positions == 'sincos2d':
       x = x + sincos2d(*grid, width).astype(x.dtype)
-    else:
+    elif self.positions == 'learned':
       pos = self._learned_positions(len(others), grid)
       x = x + pos[:, -patches:].astype(x.dtype)
       others = [token + pos[:, :1] for token in others]
