@@ -21,6 +21,7 @@ import pytest
 
 from vit_jax import objectives, sharding
 from vit_jax.build import build
+from vit_jax.objectives import color_bins
 from vit_jax.state import abstract_variables, init_variables, streams
 
 B, SIDE, K, D = 8, 8, 5, 32
@@ -48,6 +49,24 @@ def pairs(rng: np.random.Generator) -> dict[str, np.ndarray]:
   """Noise with a text of its own each, which ends with the last token."""
   text = np.concatenate([np.arange(B * 3).reshape(B, 3), np.full((B, 1), 3 * B)], axis=1)
   return {**images(rng), 'text': text.astype(np.int32)}
+
+
+def black_and_white(rng: np.random.Generator) -> dict[str, np.ndarray]:
+  """Every value is at one of the ends, so that the square of each, normalised, is 1."""
+  batch = images(rng)
+  return {**batch, 'image': 255 * (batch['image'] // 128)}
+
+
+def tiles(rng: np.random.Generator) -> dict[str, np.ndarray]:
+  """Four times the same noise, so that what is hidden follows from what is not."""
+  batch = images(rng)
+  return {**batch, 'image': np.tile(batch['image'][:, : SIDE // 2, : SIDE // 2], (1, 2, 2, 1))}
+
+
+def places(rng: np.random.Generator) -> dict[str, np.ndarray]:
+  """Each image's quarters are noise of their own: the same in all images, so that it is learned."""
+  image = rng.integers(9, 246, (1, SIDE, SIDE, 3)) + rng.integers(-9, 10, (B, SIDE, SIDE, 3))
+  return {**images(rng), 'image': image.astype(np.uint8)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +97,8 @@ TEXT = dict(
   type='models.text.TextTransformer', vocab_size=3 * B + 1, end_id=3 * B, context=4, width=D,
   depth=1, num_heads=2, projection=D,
 )  # fmt: skip
+# Several tokens a tile of 4x4, and positions for a whole image too.
+TILE_ENCODER = dict(ENCODER, patch_size=2, positions='sincos2d')
 SPECS = {
   'clip.CLIP': Spec(
     fields=dict(image=ENCODER, text=TEXT, projection=D),
@@ -88,6 +109,17 @@ SPECS = {
     fits={'image_to_text': 1.0, 'text_to_image': 1.0},
     start=dict(scale=1e-4, max_scale=1e-4),  # So low that all pairs are equally likely.
   ),
+  'colorization.Colorization': Spec(
+    # One bin a colour: spread over several, a target's own entropy would be in the loss.
+    fields=dict(encoder=ENCODER, neighbors=1),
+    batch=images,
+    chance=math.log(len(color_bins.centers())),
+    random=dict(
+      augment='flip | color_distort(0.5)', neighbors=5, encoder=dict(ENCODER, dropout=0.2)
+    ),
+    outputs={'features': (B, D), 'colorize': (B, SIDE, SIDE, 3)},
+    fits={'accuracy': 1.0},
+  ),
   'distillation.Distillation': Spec(
     fields=dict(student=SUPERVISED, teacher=SUPERVISED),
     batch=images,
@@ -95,6 +127,71 @@ SPECS = {
     random=dict(student=dict(SUPERVISED, augment='flip | color_distort(0.5)', mix='mixup(0.2)')),
     outputs={'logits': (B, K), 'features': (B, D)},
     fits={'agreement': 1.0},
+  ),
+  'inpainting.Inpainting': Spec(
+    fields=dict(
+      encoder=ENCODER,
+      overlap=1,
+      decoder=dict(type='models.decoder.Decoder', width=32, doublings=1),
+    ),
+    batch=black_and_white,
+    chance=1.0,
+    random=dict(
+      augment='flip | color_distort(0.5)',
+      mask='blocks',
+      blocks=2,
+      overlap=0,
+      encoder=dict(ENCODER, dropout=0.2),
+    ),
+    outputs={'features': (B, D)},
+    fits={},
+  ),
+  'jigsaw.Jigsaw': Spec(
+    fields=dict(
+      encoder=TILE_ENCODER,
+      grid=2,
+      tile=4,
+      num_permutations=24,
+      tile_dim=D,
+      hidden_dim=64,
+      shift=0,
+      augment='',
+    ),
+    batch=places,
+    chance=math.log(24),
+    random=dict(
+      shift=1,
+      augment='grayscale(0.3)',
+      encoder=dict(TILE_ENCODER, dropout=0.2),
+    ),
+    outputs={'features': (B, D)},
+    fits={'accuracy': 1.0},
+  ),
+  'jigsaw_positions.JigsawPositions': Spec(
+    fields=dict(encoder=dict(ENCODER, positions='none')),
+    batch=places,
+    chance=math.log(4),
+    random=dict(augment='color_distort(0.5)', encoder=dict(ENCODER, positions='none', dropout=0.2)),
+    outputs={'features': (B, D)},
+    fits={'accuracy': 1.0},
+  ),
+  'masked_autoencoder.MaskedAutoencoder': Spec(
+    fields=dict(
+      encoder=ENCODER, mask_ratio=0.5, decoder_width=D, decoder_depth=1, decoder_num_heads=2
+    ),
+    batch=tiles,
+    chance=47 / 48,  # A patch's 48 values have variance 1 by the unbiased estimate.
+    random=dict(augment='flip | color_distort(0.5)', encoder=dict(ENCODER, dropout=0.2)),
+    outputs={'features': (B, D)},
+    fits={},
+  ),
+  'rotation.Rotation': Spec(
+    fields=dict(encoder=ENCODER),
+    batch=images,
+    chance=math.log(4),
+    random=dict(augment='flip | color_distort(0.5)', encoder=dict(ENCODER, dropout=0.2)),
+    outputs={'features': (B, D)},
+    fits={'accuracy': 1.0},
   ),
   'simclr.SimCLR': Spec(
     fields=dict(encoder=ENCODER),
@@ -172,8 +269,10 @@ def moved(variables: Any) -> Any:
   """Variables away from their start, where a head of zeros would hide the encoder's gradients."""
   leaves, tree = jax.tree.flatten(variables)
   rng = np.random.default_rng(1)
+  # Whole numbers, such as a table's, round to what they were.
+  moves = [0.1 * rng.normal(size=leaf.shape) for leaf in leaves]
   return jax.tree.unflatten(
-    tree, [leaf + 0.1 * rng.normal(size=leaf.shape).astype(leaf.dtype) for leaf in leaves]
+    tree, [leaf + move.astype(leaf.dtype) for leaf, move in zip(leaves, moves, strict=True)]
   )
 
 
