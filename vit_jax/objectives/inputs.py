@@ -100,3 +100,11 @@ def normalize(
     std: likewise.
   """
   return (image - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
+def denormalize(
+  image: Array, mean: float | tuple[float, ...] = 0.5, std: float | tuple[float, ...] = 0.5
+) -> Array:
+  """What `normalize` was given, limited to [0, 1]: for pictures of what a model predicts."""
+  image = image * jnp.asarray(std, jnp.float32) + jnp.asarray(mean, jnp.float32)
+  return jnp.clip(image, 0, 1)
