@@ -208,8 +208,8 @@ def cut(keys: Array, image: Array, grid: int, tile: int, shift: int = 0) -> Arra
         starts
       )
     starts += jax.random.randint(move, (grid * grid, channels, 2), -shift, shift + 1)
+    starts = jnp.maximum(starts, 0)  # dynamic_slice sees to the other edge; below 0 it wraps.
 
-    # What would lie outside begins at the edge: dynamic_slice sees to that.
     def channel(start: Array, plane: Array) -> Array:
       return jax.lax.dynamic_slice(plane, start, (tile, tile))
 
