@@ -32,7 +32,12 @@ FOLDER = Path(__file__).parents[1] / 'configs'
 IMAGES: dict[str, tuple[int, int, int]] = {
   'clip_cc12m': (240, 320, 3),
   'clip_laion': (240, 320, 3),
+  'colorization_i1k': (240, 320, 3),
+  'jigsaw_emoji': (64, 64, 4),
+  'jigsaw_i1k': (240, 320, 3),
   'lit': (240, 320, 3),
+  'rotation_fashion_mnist': (28, 28, 1),
+  'rotation_i1k': (240, 320, 3),
   'simclr_cifar10': (32, 32, 3),
   'simclr_fashion_mnist': (28, 28, 1),
   'simclr_i1k': (240, 320, 3),
