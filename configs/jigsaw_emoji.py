@@ -1,9 +1,9 @@
 """Jigsaw on emoji at 64 pixels. Noroozi & Favaro 2016, arXiv:1603.09246.
 
 python -m vit_jax.main --config configs/jigsaw_emoji.py --workdir /tmp/jigsaw_emoji
-First draw the emoji at this size, as `vit_jax/data/emoji_packages.py` says, for each of train,
-validation and test, into the folder FOLDER that the config names, `/tmp/emoji64`:
-  vit_jax prepare emoji_packages:PACKAGES /tmp/emoji64 --split train
+First fetch the packages that `data/emoji_packages.py` names (the next command says what it lacks),
+and draw the emoji into the folder that FOLDER names below; so for train, validation and test:
+  vit_jax prepare emoji_packages:/tmp/packages /tmp/emoji64 --split train
 No label is seen in training. 3x3 cells of 21 pixels, in each a tile of 16. `:resnet` is a ResNet of
 width 32; `:positions` a ViT without positions whose patches each tell their place, arXiv:2207.11971
 and 2207.07611.

@@ -2,8 +2,8 @@
 
 tfds build imagenet2012 --file_format=array_record
 python -m vit_jax.main --config configs/jigsaw_i1k.py --workdir /tmp/jigsaw_i1k
-Crops of 225, 3x3 cells of 75 pixels, in each a tile of 64, a set of 1000 permutations and 30% of the
-images without colour, as there; ResNets, 35 epochs and a rate of 0.1 for a batch of 256 after 5
+Crops of 225, 3x3 cells of 75 pixels, in each a tile of 64, a set of 1000 permutations, and 30% of
+the images without colour, as there; ResNets, 35 epochs and a rate of 0.1 for a batch of 256 after 5
 epochs of warm-up as in Kolesnikov et al. 2019, arXiv:1901.09005; the rate falls along a cosine.
 `:vit` is a ViT-S/16 with AdamW, which sees 4x4 patches of a tile.
 Hardware: meant for a TPU pod or a node of GPUs. Not trained here, so no accuracy is claimed.
