@@ -120,6 +120,14 @@ SPECS = {
     outputs={'features': (B, D), 'colorize': (B, SIDE, SIDE, 3)},
     fits={'accuracy': 1.0},
   ),
+  'deepcluster.DeepCluster': Spec(
+    fields=dict(num_clusters=K, num_examples=B, encoder=ENCODER),
+    batch=images,
+    chance=math.log(K),
+    random=dict(augment='flip | color_distort(0.5)', encoder=dict(ENCODER, dropout=0.2)),
+    outputs={'features': (B, D)},
+    fits={'accuracy': 1.0},
+  ),
   'distillation.Distillation': Spec(
     fields=dict(student=SUPERVISED, teacher=SUPERVISED),
     batch=images,
