@@ -66,6 +66,49 @@ def test_a_loop_of_unknown_length_counts_once_and_is_told():
   assert (program.endless, program.cycles()) == (0, 20 * 10 + 7)
 
 
+# A ring as XLA writes it for 8 GPUs, cut down.
+GPU = """HloModule jit_ring, is_scheduled=true, num_partitions=8, frontend_attributes={x="ab"}
+
+FileNames
+1 "/ring.py"
+
+StackFrames
+1 {file_location_id=1 parent_frame_id=1}
+
+
+%fused_compare (param_0.1: s32[]) -> pred[] {
+  %constant_1_clone_2 = s32[] constant(8), metadata={op_name="jit(ring)" stack_frame_id=1}
+  ROOT %lt.2.1 = pred[] compare(%param_0.1, %constant_1_clone_2), direction=LT
+}
+
+%region_0.1_spmd (param: (s32[], f32[1,128,64])) -> (s32[], f32[1,128,64]) {
+  %collective-permute-start = (f32[1,128,64]{2,1,0}, f32[1,128,64]{2,1,0}) collective-permute-start(%get-tuple-element.25), channel_id=1, source_target_pairs={{0,1},{1,2},{2,3},{3,4},{4,5},{5,6},{6,7},{7,0}}, backend_config={"collective_backend_config":{"is_sync":false}}
+  %cudnn-conv.4 = (f32[8,16,16,32]{3,2,1,0}, u8[0]{0}) custom-call(%x, %y), custom_call_target="__cudnn$convForward"
+  %collective-permute-done = f32[1,128,64]{2,1,0} collective-permute-done(%collective-permute-start)
+}
+
+%region_1.2_spmd (param.1: (s32[], f32[1,128,64])) -> pred[] {
+  ROOT %loop_compare_fusion = pred[] fusion(%get-tuple-element.17.0), kind=kLoop, calls=%fused_compare
+}
+
+ENTRY %main.4_spmd (param.3: f32[1,128,64]) -> f32[1,128,64] {
+  %while.11 = (s32[], f32[1,128,64]{2,1,0}) while(%tuple.9), condition=%region_1.2_spmd, body=%region_0.1_spmd, backend_config={"known_trip_count":{"n":"8"},"known_init_step":{"init":"0","step":"1"}}
+  %all-reduce-start = (f32[10]{0}, f32[]) all-reduce-start(%a, %b), channel_id=2, replica_groups=mesh['axis_0'=8] {'axis_0'}, to_apply=%add
+  ROOT %all-reduce-done = (f32[10]{0}, f32[]) all-reduce-done(%all-reduce-start)
+}
+"""  # noqa: E501
+
+
+def test_the_program_of_a_gpu():
+  program = Program(GPU)
+  assert program.collectives() == [
+    Collective('collective-permute', 8, 128 * 64 * 4, 8),
+    Collective('all-reduce', 1, 11 * 4, 8),
+  ]
+  assert (program.cycles(), program.endless) == (0, 0)
+  assert program.custom_calls() == {'__cudnn$convForward': 8}
+
+
 def one(instruction: str) -> Collective:
   """What is found of a single instruction among 8 devices."""
   (found,) = collectives(
@@ -90,6 +133,15 @@ def one(instruction: str) -> Collective:
     ('%a = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%x), '
      'source_target_pairs={{0,1},{1,0}}', 32, 2),
     ('%a = f32[8]{0} collective-permute(%x), source_target_pairs={{0,1},{1,2}}', 32, 3),
+    ('%a = f32[8]{0} collective-permute(%x), source_target_pairs={{1,0},{2,1},{3,2}}', 32, 4),
+    # As GPUs write them, operands before results.
+    ('%a = ((f32[8]{0}), f32[2]{0}) reduce-scatter-start(%x), replica_groups=[2,4]<=[8]', 32, 4),
+    ('%a = ((f32[6], f32[2]), (f32[3], f32[1])) reduce-scatter-start(%x, %y), '
+     "replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}", 32, 2),
+    ('%a = ((f32[3], f32[1]), (f32[6], f32[2])) all-gather-start(%x, %y), '
+     'replica_groups=[4,2]<=[8]', 32, 2),
+    ('%a = ((f32[8]{0}), f32[8]{0}) all-to-all-start(%x), replica_groups={{0,1,2,3}}', 32, 4),
+    ('%a = ((f32[8]{0}), f32[8]{0}) collective-broadcast-start(%x), replica_groups={{0,1}}', 32, 2),
     ('%a = pred[32]{0} all-gather(%x), replica_groups=[1,8]<=[8], dimensions={0}', 32, 8),
     ('%a = f8e4m3fn[32]{0} all-gather(%x), replica_groups=[1,8]<=[8], dimensions={0}', 32, 8),
     ('%a = s4[64]{0} all-gather(%x), replica_groups=[1,8]<=[8], dimensions={0}', 32, 8),

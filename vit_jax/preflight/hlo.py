@@ -174,15 +174,16 @@ def _kind(written: str, computation: str) -> str:
 
 def _size(result: str, kind: str, start: str | None, group: int) -> int:
   """Bytes of the whole array that a collective is about, from the type of its result."""
-  total = sum(map(_bytes, _SHAPE.findall(result)))
-  if kind == 'reduce-scatter':
-    return total * group  # The result is one device's share.
-  if start and kind == 'all-gather':
-    return total * group // (group + 1)  # With the operands, a share each, come the results.
-  if start and kind == 'collective-permute':
-    arrays = [shape for shape in _SHAPE.findall(result) if shape[1]]  # Scalars are semaphores.
-    return sum(map(_bytes, arrays)) // 2
-  return total
+  shapes = _SHAPE.findall(result)
+  total = sum(map(_bytes, shapes))
+  if start and kind in ('all-gather', 'reduce-scatter'):
+    # Operands stand beside the results, and one of the two is a device's share of the other.
+    return total * group // (group + 1)
+  if start and kind != 'all-reduce':
+    # Both, of one size; scalars are semaphores.
+    return sum(_bytes(shape) for shape in shapes if shape[1]) // 2
+  # Of a sum that is scattered, the result is one device's share.
+  return total * group if kind == 'reduce-scatter' else total
 
 
 def _bytes(shape: tuple[str, str]) -> int:
@@ -194,7 +195,8 @@ def _bytes(shape: tuple[str, str]) -> int:
 
 def _cycle(pairs: dict[str, str]) -> int:
   """Devices that an array passes before it comes back, or to its end."""
-  start = at = next(iter(pairs))
+  heads = [source for source in pairs if source not in pairs.values()]
+  start = at = (heads or list(pairs))[0]
   passed = 0
   while at is not None and (at != start or not passed):
     at, passed = pairs.get(at), passed + 1
