@@ -214,3 +214,38 @@ def test_memory_and_cycles_of_a_tpu_are_those_of_the_step_by_hand(root):
     [sys.executable, '-c', ON_A_TPU, *argv], capture_output=True, text=True, check=False
   )
   assert done.returncode == 0, done.stderr
+
+
+ON_GPUS = """
+import sys
+from vit_jax.preflight import topologies
+topologies.set_environment('h100:8')
+import jax
+from vit_jax import config as config_lib
+from vit_jax import experiment
+from vit_jax.preflight import chips, compiling
+
+config = config_lib.load(sys.argv[1], sys.argv[2:])
+made = experiment.setup(config, devices=topologies.devices('h100:8'))
+outcome = compiling.compile_step(made)
+_, like = experiment.prepare_state(made)
+leaves = jax.tree.leaves(like.params)
+split = sum(leaf.size * 4 for leaf in leaves if not leaf.sharding.is_fully_replicated)
+assert outcome.fits and outcome.limit == int(0.75 * chips.CHIPS['h100'].memory)
+assert outcome.memory.temporaries > 0 and outcome.cycles == 0
+total = {kind: sum(c.bytes for c in outcome.collectives if c.kind == kind)
+         for kind in ('all-gather', 'reduce-scatter')}
+# Every split parameter is gathered once or twice; some gradients are reduced whole instead.
+assert split <= total['all-gather'] <= 2.2 * split, (split, total)
+assert 0.9 * split <= total['reduce-scatter'] <= split, (split, total)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec('jax_plugins') is None, reason='no jax-cuda13-plugin')
+def test_memory_and_collectives_of_gpus_that_are_not_there(root):
+  mesh = ('--config.mesh.data=1', '--config.mesh.fsdp=8')
+  argv = [str(root / 'configs/vit_digits.py'), *TINY, *mesh, '--config.objective.augment=']
+  done = subprocess.run(
+    [sys.executable, '-c', ON_GPUS, *argv], capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr

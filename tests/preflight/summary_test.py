@@ -114,6 +114,12 @@ def test_what_does_not_fit_is_told_without_what_xla_does_not_say(fits, needed, s
   assert sentence in text
   assert ["remat='full'", 'yes', '5.000', '100.000', '50.0%'] in rows(text)
   assert 'Not accumulate=4: it compares examples.' in text
+  assert 'ms of compute' in text
+  for choice in found['choices']:
+    choice.pop('uncalibrated', None)
+  without = summary.text(found)
+  assert ["remat='full'", 'yes', '5.000'] in rows(without)
+  assert not any(column in without for column in ('ms of compute', 'MFU'))
   assert ['fits', '512'] in rows(text) and ['does not fit', '544'] in rows(text)
   assert 'UNCALIBRATED' not in text
 

@@ -2,14 +2,18 @@ import importlib.util
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
 
-from vit_jax.preflight import chips, topologies
+from vit_jax.preflight import chips, gpus, topologies
 
 needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec('libtpu') is None, reason="pip install 'jax[tpu]' compiles for TPUs"
+)
+needs_plugin = pytest.mark.skipif(
+  importlib.util.find_spec('jax_plugins') is None, reason='no jax-cuda13-plugin'
 )
 
 
@@ -30,7 +34,7 @@ def test_simulated_devices_are_those_of_this_process():
 def test_an_unknown_topology_lists_those_there_are(name):
   text = mistake(name)
   assert text.startswith(f'unknown topology {name!r}')
-  for known in ('v5e:1x1 ... 16x16', 'v5p:2x2x1', 'cpu:N', 'gpu'):
+  for known in ('v5e:1x1 ... 16x16', 'v5p:2x2x1', 'a100-40gb:N, a100-80gb:N', 'cpu:N', 'gpu'):
     assert known in text
 
 
@@ -40,6 +44,11 @@ def test_an_unknown_topology_lists_those_there_are(name):
 def test_an_unknown_slice_lists_those_of_its_kind(name):
   text = mistake(name)
   assert name[:3] + ':2x4' in text and name[:3] + ':16x16' in text
+
+
+@pytest.mark.parametrize('name', ['h100', 'h100:0', 'h100:12', 'a100-80gb:9', 'h200-x', 'h100:2x4'])
+def test_gpus_fill_a_machine_or_several(name):
+  assert mistake(name).endswith('takes 1 to 8 GPUs, or a multiple of 8')
 
 
 @pytest.mark.skipif('gpu' in str(jax.devices()).lower(), reason='there is a GPU')
@@ -54,6 +63,12 @@ def test_without_libtpu_the_error_says_how_to_get_it():
     topologies.devices('v5e:2x4')
 
 
+@pytest.mark.skipif(importlib.util.find_spec('jax_plugins') is not None, reason='a plugin is here')
+def test_without_the_plugin_the_error_says_how_to_get_it():
+  with pytest.raises(ImportError, match=rf'pip install jax-cuda13-plugin=={jax.__version__} '):
+    topologies.devices('h100:8')
+
+
 @pytest.mark.parametrize(
   ('name', 'same'),
   [
@@ -63,6 +78,8 @@ def test_without_libtpu_the_error_says_how_to_get_it():
     ('v4-8', ('v4', '2x2x1')),  # cores, two a chip
     ('v5p-128', ('v5p', '4x4x4')),
     ('v5p:8x8x12', ('v5p', '8x8x12')),
+    ('A100-80GB:16', ('a100-80gb', '16')),
+    ('h100-8', ('h100', '8')),
   ],
 )
 def test_the_names_of_the_cloud(name, same):
@@ -77,6 +94,11 @@ def test_an_environment_of_its_own_and_no_other(monkeypatch):
     '--xla_force_host_platform_device_count=4',
   ]
   assert not any(name.startswith('TPU') for name in os.environ)
+  monkeypatch.setattr(os, 'environ', {'XLA_FLAGS': '--xla_gpu_enable_triton_gemm=true'})
+  topologies.set_environment('h100:8')
+  assert os.environ['JAX_PLATFORMS'] == 'cpu'
+  # What the user has set comes last, and wins.
+  assert os.environ['XLA_FLAGS'].split() == [gpus.FLAGS, '--xla_gpu_enable_triton_gemm=true']
   topologies.set_environment('v5e:2x2')
   assert os.environ['TPU_ACCELERATOR_TYPE'] == 'v5litepod-8'
   assert os.environ['JAX_PLATFORMS'] == 'cpu'
@@ -105,6 +127,37 @@ except ValueError as e:
   assert done.stdout.startswith('libtpu knows no topology v5p:3x5x7; slices of v5p are 2x2x1, ')
 
 
+@needs_plugin
+def test_every_kind_of_gpu_is_the_chip_of_the_table():
+  code = """
+from vit_jax.preflight import chips, gpus, topologies
+topologies.set_environment('h100:8')
+for name in gpus.GPUS:
+  for count in (1, 4, 8, 24):
+    found = topologies.devices(f'{name}:{count}')
+    assert len(found) == count and {d.platform for d in found} == {'gpu'}, found
+    assert len({d.process_index for d in found}) == -(-count // 8), found
+    assert chips.chip_of(found[0].device_kind) is chips.CHIPS[name], found[0].device_kind
+    assert chips.memory_limit(found[0]) == int(0.75 * chips.CHIPS[name].memory)
+"""
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+
+
+def gpu(stats):
+  return types.SimpleNamespace(platform='gpu', device_kind='NVIDIA H200', memory_stats=stats)
+
+
+def test_memory_of_a_gpu_is_what_jax_takes_of_it():
+  def absent():
+    raise jax.errors.JaxRuntimeError('MemoryStats is only supported for addressable PjRt devices.')
+
+  whole = chips.CHIPS['h200'].memory
+  assert chips.memory_limit(gpu(lambda: {'bytes_limit': 123})) == 123
+  assert chips.memory_limit(gpu(lambda: None)) == whole  # An allocator without a pool.
+  assert chips.memory_limit(gpu(absent)) == int(0.75 * whole)
+
+
 def test_chips_by_what_they_call_themselves():
   assert chips.chip_of('TPU v5 lite') is chips.CHIPS['v5e']
   assert chips.chip_of('TPU v5') is chips.CHIPS['v5p']
@@ -113,6 +166,8 @@ def test_chips_by_what_they_call_themselves():
   assert chips.chip_of('cpu') is None
   assert chips.memory_limit(jax.devices()[0]) is None
   assert set(topologies.FAMILIES) <= set(chips.CHIPS)
+  for name, described in gpus.GPUS.items():
+    assert chips.chip_of(described.kind) is chips.CHIPS[name]
 
 
 @pytest.mark.parametrize(('name', 'products'), [('v5e', 4), ('v5p', 8)])

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='size of the images, where the data cannot be opened and they are not photographs',
   )
   parser.epilog = (
-    'nothing runs and no TPU is needed; any field of the config can be set: '
+    'nothing runs, and no TPU or GPU is needed; any field of the config can be set: '
     f'--config.batch_size=1024; the exit code is {DOES_NOT_FIT} where it does not fit'
   )
 

@@ -11,7 +11,7 @@ class Chip(NamedTuple):
 
   Attributes:
     name: for people.
-    memory: bytes that a program may take; of a TPU, what XLA leaves it.
+    memory: bytes; of a TPU, what XLA leaves a program, and of a GPU, what CUDA sees of it.
     flops: of dense matrix products in bfloat16, at most, a second.
     bandwidth: of its memory, bytes a second.
     links: bytes a second that it can send to other chips over all its links at once.
@@ -36,16 +36,19 @@ def _gib(number: float) -> int:
 # (two), and 4 of 256 x 256 for v6e. By these libtpu estimates a product of 8192 x 8192 in bfloat16
 # at 93, 88, 90 and 70% of the peak.
 # GPUs, SXM: NVIDIA's data sheets, without sparsity; NVLink, which they give for both directions.
+# Memory as CUDA gives it, a little less than the sheets'.
 CHIPS = {
   'v4': Chip('TPU v4', _gib(30.75), 275e12, 1228e9, 300e9, 1.05e9),
   'v5e': Chip('TPU v5e', _gib(15.75), 197e12, 819e9, 200e9, 1.5e9),
   'v5p': Chip('TPU v5p', _gib(95.74), 459e12, 2765e9, 600e9, 1.75e9),
   'v6e': Chip('TPU v6e', _gib(31.25), 918e12, 1640e9, 400e9, 1.75e9),
-  'a100-40gb': Chip('A100 40 GB', _gib(40), 312e12, 1555e9, 300e9),
-  'a100-80gb': Chip('A100 80 GB', _gib(80), 312e12, 2039e9, 300e9),
-  'h100': Chip('H100', _gib(80), 989e12, 3350e9, 450e9),
-  'h200': Chip('H200', _gib(141), 989e12, 4800e9, 450e9),
+  'a100-40gb': Chip('A100 40 GB', _gib(39.4), 312e12, 1555e9, 300e9),
+  'a100-80gb': Chip('A100 80 GB', _gib(79.2), 312e12, 2039e9, 300e9),
+  'h100': Chip('H100', _gib(79.1), 989e12, 3350e9, 450e9),
+  'h200': Chip('H200', _gib(139), 989e12, 4800e9, 450e9),
 }
+
+GPU_SHARE = 0.75  # XLA_PYTHON_CLIENT_MEM_FRACTION, where it is not set
 
 # What a device calls itself (`device.device_kind`) begins like this; the longer name stands first.
 KINDS = {
@@ -67,8 +70,15 @@ def chip_of(device_kind: str) -> Chip | None:
 
 
 def memory_limit(device: 'jax.Device') -> int | None:
-  """Bytes of `device` that a program may take; None where they are this machine's own."""
+  """Bytes of `device` that a program may take; None where they are this machine's own.
+
+  Of a GPU that is not there, the share that JAX takes of one unless it is told another.
+  """
   chip = chip_of(device.device_kind)
-  if device.platform == 'gpu':
-    return (device.memory_stats() or {}).get('bytes_limit', chip and chip.memory)
-  return chip and chip.memory
+  if device.platform != 'gpu':
+    return chip and chip.memory
+  try:
+    stats = device.memory_stats() or {}
+  except RuntimeError:  # JAX's of a device to compile for only.
+    return chip and int(GPU_SHARE * chip.memory)
+  return stats.get('bytes_limit', chip and chip.memory)

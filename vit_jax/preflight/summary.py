@@ -182,6 +182,8 @@ def _choices(found: Mapping[str, Any]) -> Section | None:
     f'Not {row["choice"]}: {row["impossible"]}.' for row in tried if 'impossible' in row
   )
   header = ('', 'fits', 'GiB a device', 'ms of compute', 'MFU')
+  if not any(row[3] for row in rows):  # XLA estimates no cycles: on GPUs.
+    header, rows = header[:3], [row[:3] for row in rows]
   return Section('Other ways to run it', header, rows, note)
 
 

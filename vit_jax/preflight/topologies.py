@@ -1,14 +1,16 @@
-"""Devices by the name of a topology: of a TPU slice that is not there, of this machine's CPU, GPUs.
+"""Devices by the name of a topology: of TPUs and GPUs that are not there, or of this machine.
 
 `v5e:4x8` and `v5e-32` (Cloud TPU's name, which for v4 and v5p counts cores, two a chip) are slices
-that the `libtpu` package compiles for on any Linux machine. `cpu:8` simulates 8 devices; `gpu` is
-every GPU of this machine.
+that the `libtpu` package compiles for on any Linux machine, and `h100:8` GPUs for which JAX's CUDA
+plugin does. `cpu:8` simulates 8 devices; `gpu` is every GPU of this machine.
 """
 
 import math
 import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
+
+from vit_jax.preflight import gpus
 
 if TYPE_CHECKING:
   import jax
@@ -43,7 +45,10 @@ FAMILIES = {
 def describe() -> str:
   """What may be asked for, in one line."""
   slices = ', '.join(f'{name}:{f.shapes[0]} ... {f.shapes[-1]}' for name, f in FAMILIES.items())
-  return f'{slices}, cpu:N (N simulated devices), gpu (those of this machine)'
+  return (
+    f'{slices}, {":N, ".join(gpus.GPUS)}:N (N GPUs), cpu:N (N simulated devices), '
+    'gpu (those of this machine)'
+  )
 
 
 def set_environment(topology: str) -> None:
@@ -64,6 +69,9 @@ def set_environment(topology: str) -> None:
     flags = os.environ.get('XLA_FLAGS', '')
     os.environ['XLA_FLAGS'] = f'{flags} --xla_force_host_platform_device_count={size}'.strip()
     return
+  if kind in gpus.GPUS:
+    os.environ['XLA_FLAGS'] = f'{gpus.FLAGS} {os.environ.get("XLA_FLAGS", "")}'.strip()
+    return
   os.environ.update(
     TPU_SKIP_MDS_QUERY='1',
     ALLOW_MULTIPLE_LIBTPU_LOAD='1',
@@ -80,11 +88,13 @@ def devices(topology: str) -> 'list[jax.Device]':
 
   Raises:
     ValueError: an unknown topology, or more devices than there are.
-    ImportError: a TPU slice without `libtpu`.
+    ImportError: a TPU slice without `libtpu`, or GPUs that are not there without JAX's plugin.
   """
   import jax
 
   kind, size = _split(topology)
+  if kind in gpus.GPUS:
+    return gpus.devices(kind, int(size))
   if kind in ('cpu', 'gpu'):
     try:
       there = jax.devices(kind)
@@ -130,7 +140,7 @@ def _slice(kind: str, shape: str) -> 'list[jax.Device]':
 
 
 def _split(topology: str) -> tuple[str, str]:
-  """'v5e:2x4' and 'v5e-8' are ('v5e', '2x4'), 'cpu:8' is ('cpu', '8'), 'gpu' is ('gpu', '').
+  """'v5e:2x4' and 'v5e-8' are ('v5e', '2x4'), 'h100:8' is ('h100', '8'), 'gpu' is ('gpu', '').
 
   Raises:
     ValueError: an unknown topology; names those there are.
@@ -141,6 +151,14 @@ def _split(topology: str) -> tuple[str, str]:
     return kind, size
   if kind == 'cpu' and re.fullmatch(r'[1-9]\d*', size):
     return kind, size
+  if kind in gpus.GPUS:
+    count = int(size) if size.isdigit() else 0
+    if 0 < count <= gpus.HOST or (count and count % gpus.HOST == 0):
+      return kind, size
+    raise ValueError(
+      f'unknown topology {topology!r}; {kind} takes 1 to {gpus.HOST} GPUs, or a multiple of '
+      f'{gpus.HOST}'
+    )
   if kind in FAMILIES:
     family = FAMILIES[kind]
     dimensions = family.shapes[0].count('x')

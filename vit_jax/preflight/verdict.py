@@ -49,7 +49,7 @@ def verdict(
 
   Raises:
     ValueError: an unknown topology, or something in the config that cannot be.
-    ImportError: a TPU slice without `libtpu`.
+    ImportError: a TPU slice without `libtpu`, or GPUs that are not there without JAX's plugin.
   """
   devices = topologies.devices(topology)
   source, missing = open_source(config, image)
