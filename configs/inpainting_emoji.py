@@ -1,0 +1,82 @@
+"""Inpainting of the packaged emoji: context encoders. Pathak et al. 2016, arXiv:1604.07379.
+
+python -m vit_jax.main --config configs/inpainting_emoji.py --workdir /tmp/inpainting_emoji
+No label is seen in training. `:blocks` cuts out blocks at random places in the place of one in the
+middle, `:resnet` has a small ResNet in the place of the ViT.
+Hardware: meant for 2 CPU cores. Not trained to its end here, so no accuracy is claimed.
+"""
+
+import ml_collections
+
+from vit_jax.choices import check_choice
+
+ARGS = ('', 'blocks', 'resnet')
+
+# As configs/simclr_emoji.py, so that what is compared is the task.
+AUGMENT = (
+  'affine(scale=(0.6, 1.2), aspect=1.2, rotate=12, shear=0.08, shift=0.1, flip=0.5)'
+  '| color_distort(0.5, p=0.8, gray=0.2) | outline(0.5) | sketch(0.3) | stencil(0.1)'
+  '| background(p=0)'
+)
+
+
+def get_config(arg=''):
+  check_choice('argument', arg, ARGS)
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.total = dict(epochs=150)
+  config.batch_size = 128
+  emoji = dict(type='data.emoji.Emoji', alpha=True, label='category')
+  config.data = dict(
+    source=dict(**emoji, split='train', styles=('google', 'twitter')),
+    host='decode(channels=4)',
+    num_workers=0,
+    max_bad_share=0.0,
+  )
+  config.objective = dict(
+    type='objectives.inpainting.Inpainting', mask='center', area=0.25, overlap=2,
+    overlap_weight=10.0, augment=AUGMENT, eval_augment='background(p=0)',
+    decoder=dict(type='models.decoder.Decoder', width=64, doublings=1),
+    encoder=dict(
+      type='models.vit.ViT', patch_size=8, conv_stem=(32, 64), width=128, depth=4,
+      num_heads=4, mlp_dim=256, pooling='mean', positions='sincos2d', activation='gelu_tanh',
+    ),
+  )  # fmt: skip
+  if arg == 'blocks':
+    config.objective.update(mask='blocks', blocks=4, overlap=0)
+  if arg == 'resnet':
+    config.objective.encoder = dict(
+      type='models.resnet.ResNet', blocks=(1, 1, 1), width=32, small_stem=True
+    )
+  config.optimizer = dict(
+    name='adamw', learning_rate=2e-3, weight_decay=0.05, clip=1.0, schedule='cosine',
+    warmup=dict(epochs=5),
+  )  # fmt: skip
+  config.mesh = dict(data=-1, fsdp=1, tensor=1)
+  trained = ('google', 'twitter')
+  styles = (*trained, 'openmoji', 'noto-mono')
+  train = dict(**emoji, split='train', styles=trained)
+  validation = dict(**emoji, split='validation', styles=trained)
+  host = 'decode(channels=4)'
+
+  def by_style(split):
+    return {style: dict(**emoji, split=split, styles=(style,)) for style in styles}
+
+  config.evals = dict(
+    held_out=dict(
+      type='evaluators.held_out.HeldOut', sources=by_style('validation'), host=host,
+      every=dict(epochs=50),
+    ),
+    knn=dict(
+      type='evaluators.knn.KNN', train=train, sources=by_style('validation'), host=host, k=20,
+      every=dict(epochs=50),
+    ),
+    # Looked at once, at the end.
+    probe=dict(
+      type='evaluators.linear_probe.LinearProbe', train=train, validation=validation,
+      sources=by_style('test'), host=host,
+    ),
+  )  # fmt: skip
+  config.log = dict(every=dict(steps=20))
+  config.checkpoint = dict(keep_last=1)
+  return config
