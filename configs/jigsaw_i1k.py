@@ -36,7 +36,7 @@ def get_config(arg=''):
     encoder=dict(type='models.resnet.ResNet', variant='50', dtype='bfloat16'),
   )  # fmt: skip
   config.optimizer = dict(
-    name='sgd', learning_rate=0.1, momentum=0.9, scaling='linear', weight_decay=1e-4,
+    name='sgd', learning_rate=0.1, scaling='linear', weight_decay=1e-4,
     schedule='cosine', warmup=dict(epochs=5),
   )  # fmt: skip
   if arg == 'vit':

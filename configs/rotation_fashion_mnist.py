@@ -56,7 +56,7 @@ def get_config(arg=''):
     )
     # Section 3.1, arXiv:1803.07728.
     config.optimizer = dict(
-      name='sgd', learning_rate=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4,
+      name='sgd', learning_rate=0.1, weight_decay=5e-4, options=dict(nesterov=True),
       schedule='cosine', warmup=dict(epochs=1),
     )  # fmt: skip
   config.mesh = dict(data=-1, fsdp=1, tensor=1)
