@@ -192,6 +192,21 @@ def test_sincos2d_are_learned_positions_at_fixed_values():
   assert apply(fixed, params, wide).grid == (2, 6)
 
 
+@pytest.mark.parametrize('pooling', ['mean', 'token'])
+def test_without_positions_patches_have_no_order(pooling):
+  model = ViT(**SMALL, pooling=pooling, positions='none')
+  params = random_params(model)
+  assert 'pos_embedding' not in params
+  out = apply(model, params)
+  p, q = model.patch
+  upside_down = np.concatenate(np.split(IMAGE, IMAGE.shape[1] // p, axis=1)[::-1], axis=1)
+  moved = apply(model, params, upside_down)
+  tokens = out.tokens.reshape(*out.tokens.shape[:1], *out.grid, -1)[:, ::-1]
+  np.testing.assert_allclose(moved.tokens, tokens.reshape(out.tokens.shape), atol=1e-5)
+  np.testing.assert_allclose(moved.pooled, out.pooled, atol=1e-5)
+  assert apply(model, params, np.concatenate([IMAGE, IMAGE], axis=2)).grid == (2, 6)
+
+
 def shapes(model, image_shape=IMAGE.shape):
   return jax.tree.map(lambda leaf: leaf.shape, nn.unbox(abstract_params(model, image_shape)))
 
