@@ -198,7 +198,7 @@ def test_without_positions_patches_have_no_order(pooling):
   params = random_params(model)
   assert 'pos_embedding' not in params
   out = apply(model, params)
-  p, q = model.patch
+  p = model.patch[0]
   upside_down = np.concatenate(np.split(IMAGE, IMAGE.shape[1] // p, axis=1)[::-1], axis=1)
   moved = apply(model, params, upside_down)
   tokens = out.tokens.reshape(*out.tokens.shape[:1], *out.grid, -1)[:, ::-1]
