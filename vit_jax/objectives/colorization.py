@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from vit_jax.arrays import Array, Batch
 from vit_jax.augment import lab
+from vit_jax.models.features import Features
 from vit_jax.models.hypercolumns import Hypercolumns, resize
 from vit_jax.models.patches import cut_patches
 from vit_jax.objectives import color_bins, inputs
@@ -28,6 +29,8 @@ class Colorization(nn.Module):
     momentum: of the histogram: the part that a step leaves of it. It starts uniform.
     temperature: T of Eq. 5, by which a distribution becomes a colour.
     augment: device transforms in training, such as a background behind transparent drawings.
+    light_augment: device transforms of the lightness in training, which leave the colours that are
+      asked for: with 'sketch(0.3)' some are guessed from outlines alone. None may move anything.
     eval_augment: device transforms in evaluation.
     mean: what the lightness, scaled to [0, 1], is normalised by: a number, or one a channel.
     std: likewise.
@@ -42,6 +45,7 @@ class Colorization(nn.Module):
   momentum: float = 0.99
   temperature: float = 0.38
   augment: str = ''
+  light_augment: str = ''
   eval_augment: str = ''
   mean: float | tuple[float, ...] = 0.5
   std: float | tuple[float, ...] = 0.5
@@ -82,7 +86,7 @@ class Colorization(nn.Module):
     pixels = cut_patches(true, (self.scale, self.scale))  # [B, h, w, scale * scale * 2]
     colors = jnp.mean(pixels.reshape(*pixels.shape[:3], -1, 2), axis=-2)
     index, share = color_bins.neighbors(colors, self.neighbors, self.sigma)
-    logits = self._logits(values, train=train)
+    logits = self._logits(self._light(batch, values, train=train), train=train)
     loss = color_bins.cross_entropy(logits, index, share)  # [B, h, w]
     nearest = index[..., 0]
     if train:
@@ -101,7 +105,8 @@ class Colorization(nn.Module):
 
   def features(self, batch: Batch) -> Array:
     """The encoder's pooled features `[B, D]` of the lightness of `image [B, H, W, C]`."""
-    return self._encode(self._lab(batch, train=False), train=False).pooled
+    values = self._lab(batch, train=False)
+    return self._encode(self._light(batch, values, train=False), train=False).pooled
 
   def colorize(self, batch: Batch) -> Array:
     """RGB `[B, H, W, 3]` in [0, 1] with the lightness of `image [B, H, W, C]`, its colours guessed.
@@ -114,7 +119,8 @@ class Colorization(nn.Module):
     """What is seen, what is guessed and what is true, each RGB `[B, H, W, 3]` in [0, 1]."""
     values = self._lab(batch, train=False)
     light = values[..., :1]
-    painted = self._colors(self._logits(values, train=False), light.shape[1:3])
+    logits = self._logits(self._light(batch, values, train=False), train=False)
+    painted = self._colors(logits, light.shape[1:3])
     made = {'grey': jnp.zeros_like(painted), 'predicted': painted, 'true': values[..., 1:]}
     return {
       name: lab.lab_to_rgb(jnp.concatenate([light, ab], axis=-1)) for name, ab in made.items()
@@ -135,13 +141,20 @@ class Colorization(nn.Module):
       )
     return lab.rgb_to_lab(image)
 
-  def _encode(self, values: Array, *, train: bool) -> Array:
-    light = jnp.repeat(values[..., :1] / 100, 3, axis=-1)
-    return self.encoder(inputs.normalize(light, self.mean, self.std), train=train)
+  def _light(self, batch: Batch, values: Array, *, train: bool) -> Array:
+    """What is seen, `[B, H, W, 1]` in [0, 1], of `values [B, H, W, 3]` in Lab."""
+    light = values[..., :1] / 100
+    if not train or not self.light_augment:
+      return light
+    return inputs.view({**batch, 'image': light}, self.light_augment, self.make_rng('augment'))
 
-  def _logits(self, values: Array, *, train: bool) -> Array:
-    places = tuple(side // self.scale for side in values.shape[1:3])
-    features = self._encode(values, train=train)
+  def _encode(self, light: Array, *, train: bool) -> Features:
+    image = jnp.repeat(light, 3, axis=-1)
+    return self.encoder(inputs.normalize(image, self.mean, self.std), train=train)
+
+  def _logits(self, light: Array, *, train: bool) -> Array:
+    places = tuple(side // self.scale for side in light.shape[1:3])
+    features = self._encode(light, train=train)
     logits = self.decoder(features, len(color_bins.centers()), places)
     return logits.astype(jnp.float32)
 
