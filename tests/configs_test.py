@@ -33,6 +33,8 @@ IMAGES: dict[str, tuple[int, int, int]] = {
   'clip_cc12m': (240, 320, 3),
   'clip_laion': (240, 320, 3),
   'colorization_i1k': (240, 320, 3),
+  'deepcluster_fashion_mnist': (28, 28, 1),
+  'deepcluster_i1k': (240, 320, 3),
   'inpainting_i1k': (240, 320, 3),
   'jigsaw_emoji': (64, 64, 4),
   'jigsaw_i1k': (240, 320, 3),

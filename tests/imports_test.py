@@ -39,6 +39,7 @@ FORBIDDEN = {
   'objectives': {'train', 'experiment', 'evaluators', 'hooks', 'cli', 'config', 'data'},
   'data': {'objectives', 'models', 'train', 'experiment', 'evaluators', 'hooks', 'cli', 'config'},
   'evaluators': {'objectives', 'train', 'experiment', 'hooks', 'cli', 'config'},
+  'hooks': {'train', 'experiment', 'cli', 'config'},
   'preflight': {'objectives', 'evaluators', 'hooks', 'adapters', 'cli'},
   'adapters': {'objectives', 'train', 'experiment', 'evaluators', 'hooks', 'cli', 'data'},
 }
