@@ -79,7 +79,7 @@ def test_the_answer_follows_from_lightness_alone(encoder):
   assert np.abs(features - applied(objective, variables, batch, method='features')).max() > 0.01
 
 
-def test_the_loss_is_a_loop_over_places_and_training_weights_it():
+def test_the_loss_is_a_loop_over_places_with_weights():
   objective, variables, batch = make(uniform=0.3), dict(variables_of()), drawings()
   prior = np.random.default_rng(2).dirichlet(np.ones(len(color_bins.centers())))
   variables['statistics'] = {'prior': jnp.asarray(prior, jnp.float32)}
@@ -87,20 +87,22 @@ def test_the_loss_is_a_loop_over_places_and_training_weights_it():
   logits = np.asarray(applied(objective, variables, values[..., :1] / 100, method=logits_of))
   weights = np.asarray(color_bins.rebalance(variables['statistics']['prior'], 0.3, 5.0))
   nearest = jax.jit(lambda ab: color_bins.neighbors(ab, 5, 5.0))
-  plain, weighted, seen = np.zeros(B), np.zeros(B), np.zeros(len(prior))
+  same = np.log(weights * prior / (weights * prior).sum())
+  weighted, constant, seen = np.zeros(B), np.zeros(B), np.zeros(len(prior))
   for i in range(B):
     for y in range(SIDE // 4):
       for x in range(SIDE // 4):
         ab = values[i, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4, 1:].mean((0, 1))
         index, share = map(np.asarray, nearest(ab))
         logp = log_softmax(logits[i, y, x])
-        loss = -sum(s * logp[q] for q, s in zip(index, share, strict=True))
-        plain[i] += loss / 16
-        weighted[i] += weights[index[0]] * loss / 16
+        for answer, total in ((logp, weighted), (same, constant)):
+          loss = -sum(s * answer[q] for q, s in zip(index, share, strict=True))
+          total[i] += weights[index[0]] * loss / 16
         seen[index[0]] += 1 / (16 * B)
   loss, metrics = applied(objective, variables, batch, train=False)
-  np.testing.assert_allclose(metrics['loss'], plain, rtol=1e-4)
-  np.testing.assert_allclose(loss, plain.mean(), rtol=1e-4)
+  np.testing.assert_allclose(metrics['loss'], weighted, rtol=1e-4)
+  np.testing.assert_allclose(metrics['baseline'], constant, rtol=1e-4)
+  np.testing.assert_allclose(loss, weighted.mean(), rtol=1e-4)
   (_, metrics), new = train(objective, variables, batch)
   np.testing.assert_allclose(metrics['loss'], weighted, rtol=1e-4)
   np.testing.assert_allclose(new['statistics']['prior'], 0.99 * prior + 0.01 * seen, atol=1e-6)

@@ -71,12 +71,15 @@ class Colorization(nn.Module):
 
     Args:
       batch: `image [B, H, W, C]`, uint8 or float in [0, 1], of 3 channels after augmentation.
-      train: whether to augment, to drop, and to weight colours by how rare they are.
+      train: whether to augment, to drop, and to count the colours that are seen.
 
     Returns:
-      The mean loss; `loss [B]`; `accuracy [B]`, the share of places whose nearest bin is the most
-      likely one. In evaluation also, by example, the root of the mean squared error of a and b over
-      the pixels: `rmse` of the colours that `colorize` gives, and `rmse_gray` of no colour at all.
+      The mean loss, Eq. 2; `loss [B]`; `accuracy [B]`, the share of places whose nearest bin is
+      the most likely one. In evaluation also, by example, `baseline`, the loss of one distribution
+      for all places, the best by the colours seen in training; and the root of the mean squared
+      error of a and b over the pixels: `rmse` of the colours that `colorize` gives, and
+      `rmse_gray` of no colour at all. Rare colours count for much in the loss and for little in
+      `rmse`, in which even grey is hard to beat.
 
     Raises:
       ValueError: images without colour, or of a size that `scale` does not divide.
@@ -87,20 +90,24 @@ class Colorization(nn.Module):
     colors = jnp.mean(pixels.reshape(*pixels.shape[:3], -1, 2), axis=-2)
     index, share = color_bins.neighbors(colors, self.neighbors, self.sigma)
     logits = self._logits(self._light(batch, values, train=train), train=train)
-    loss = color_bins.cross_entropy(logits, index, share)  # [B, h, w]
     nearest = index[..., 0]
-    if train:
-      prior = self.prior.value
-      # Before this batch is counted: the loss of an example does not depend on the others.
-      loss *= color_bins.rebalance(prior, self.uniform, self.sigma)[nearest]
-      if self.is_mutable_collection('statistics'):
-        seen = color_bins.histogram(nearest)
-        self.prior.value = self.momentum * prior + (1 - self.momentum) * seen
+    prior = self.prior.value
+    # Before this batch is counted: the loss of an example does not depend on the others.
+    weight = color_bins.rebalance(prior, self.uniform, self.sigma)
+    loss = weight[nearest] * color_bins.cross_entropy(logits, index, share)  # [B, h, w]
     right = color_bins.is_most_likely(logits, nearest).astype(jnp.float32)
     metrics = {'loss': jnp.mean(loss, (1, 2)), 'accuracy': jnp.mean(right, (1, 2))}
     if not train:
       painted = self._colors(logits, true.shape[1:3])
+      same = jnp.log(jnp.maximum(weight * prior, 1e-12))  # What minimises the loss, if it is one.
+      constant = weight[nearest] * color_bins.cross_entropy(
+        jnp.broadcast_to(same, logits.shape), index, share
+      )
+      metrics |= {'baseline': jnp.mean(constant, (1, 2))}
       metrics |= {'rmse': _rmse(painted - true), 'rmse_gray': _rmse(true)}
+    elif self.is_mutable_collection('statistics'):
+      seen = color_bins.histogram(nearest)
+      self.prior.value = self.momentum * prior + (1 - self.momentum) * seen
     return jnp.mean(loss), metrics
 
   def features(self, batch: Batch) -> Array:
