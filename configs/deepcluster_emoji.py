@@ -54,7 +54,7 @@ def get_config(arg=''):
     ),
   )  # fmt: skip
   config.optimizer = dict(
-    name='adamw', learning_rate=2e-3, weight_decay=0.05, clip=1.0, options=dict(b2=0.95),
+    name='adamw', learning_rate=3e-3, weight_decay=0.05, clip=1.0, options=dict(b2=0.95),
     schedule='cosine', warmup=dict(epochs=5),
   )  # fmt: skip
   config.mesh = dict(data=-1, fsdp=1, tensor=1)
