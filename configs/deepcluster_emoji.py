@@ -50,7 +50,7 @@ def get_config(arg=''):
   # the last one is some epochs before the end.
   config.hooks = dict(
     recluster=dict(
-      type='hooks.recluster.Recluster', source=train, host=host, every=dict(epochs=8)
+      type='hooks.recluster.Recluster', source=train, host=host, every=dict(epochs=12)
     ),
   )  # fmt: skip
   config.optimizer = dict(

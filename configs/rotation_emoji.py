@@ -11,11 +11,11 @@ from vit_jax.choices import check_choice
 
 ARGS = ('', 'resnet')
 
-# Mirrored left and right, but never turned: that is the answer. Line drawings are half of what is
-# seen, so that features do without colour.
+# Mirrored left and right, but never turned: that is the answer. Some are line drawings, so that
+# features do without colour.
 AUGMENT = (
-  'affine(scale=(0.6, 1.2), aspect=1.2, shear=0.08, shift=0.1, flip=0.5)'
-  '| color_distort(0.5, p=0.8, gray=0.2) | outline(0.5) | sketch(0.3) | stencil(0.1)'
+  'affine(scale=(0.75, 1.15), aspect=1.15, shear=0.05, shift=0.08, flip=0.5)'
+  '| color_distort(0.4, p=0.7, gray=0.2) | outline(0.3) | sketch(0.15) | stencil(0.05)'
   '| background(p=0)'
 )
 
