@@ -29,9 +29,21 @@ ENCODERS = {
 TASKS = {
   'supervised': dict(type='objectives.supervised.Supervised', num_classes=1000),
   'rotation': dict(type='objectives.rotation.Rotation'),
-}
+  'jigsaw': dict(type='objectives.jigsaw.Jigsaw', tile=32, augment=''),
+  'positions': dict(type='objectives.jigsaw_positions.JigsawPositions', keep=0.5),
+  'inpainting': dict(type='objectives.inpainting.Inpainting'),
+  'mae': dict(
+    type='objectives.masked_autoencoder.MaskedAutoencoder', decoder_width=256, decoder_depth=4,
+    decoder_num_heads=8,
+  ),
+  'colorization': dict(type='objectives.colorization.Colorization'),
+  'deepcluster': dict(
+    type='objectives.deepcluster.DeepCluster', num_clusters=1000, num_examples=10_000
+  ),
+}  # fmt: skip
+FIELDS = {'positions': dict(positions='none')}  # of the encoder
 SEEN = {'rotation': 4}  # images that the encoder sees of each
-VIT_ALONE = ('mae', 'jigsaw positions')
+VIT_ALONE = ('mae', 'positions')
 
 
 def step(encoder, task):
@@ -45,7 +57,10 @@ def step(encoder, task):
 
   images = BATCH // SEEN.get(task, 1)
   config = ml_collections.ConfigDict(
-    dict(objective=dict(**TASKS[task], encoder=ENCODERS[encoder]), optimizer=ADAMW)
+    dict(
+      objective=dict(**TASKS[task], encoder={**ENCODERS[encoder], **FIELDS.get(task, {})}),
+      optimizer=ADAMW,
+    )
   )
   rng = np.random.default_rng(0)
   return config_step(
