@@ -8,12 +8,11 @@ from the same points, do as many of Lloyd's iterations on all of them, and take 
 arrays to NumPy arrays, compiled before. Ours ends with the assignment, which faiss would still have
 to search for, and which is not counted. Medians of 5.
 
-Measured with 5 iterations and medians of 3 on 2 CPU cores with other work beside it (five times as
-many threads as cores), jax 0.10.2, faiss-cpu 1.15.1:
+Measured on 2 CPU cores with tests on one of them, jax 0.10.2, faiss-cpu 1.15.1:
 
          seconds  CPU seconds  inertia
-vit_jax    11.86         5.94  89152.0
-faiss      29.50        14.72  89152.0
+vit_jax     9.78         8.68  88402.1
+faiss      27.39        27.34  88402.1
 """
 
 import argparse
