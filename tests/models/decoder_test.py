@@ -3,12 +3,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from vit_jax.models.decoder import Decoder
 from vit_jax.models.features import Features
 from vit_jax.models.resnet import ResNet
 from vit_jax.models.vit import ViT
+
+torch = pytest.importorskip('torch')
 
 
 def features(grid=(2, 3), width=10):

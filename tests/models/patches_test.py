@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
-import torch
 
 from vit_jax.models.patches import cut_patches, join_patches
+
+torch = pytest.importorskip('torch')
 
 pytestmark = pytest.mark.smoke
 

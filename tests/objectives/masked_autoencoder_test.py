@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from vit_jax.build import build
 from vit_jax.models.positions import sincos2d
@@ -80,7 +79,7 @@ def _task(objective, data, train):
 
 def their_model(norm_pixels):
   """With random weights, and in its decoder our fixed positions, which it has none for."""
-  transformers = pytest.importorskip('transformers')
+  torch, transformers = map(pytest.importorskip, ('torch', 'transformers'))
   config = transformers.ViTMAEConfig(
     hidden_size=D, num_hidden_layers=2, num_attention_heads=3, intermediate_size=48,
     image_size=SIDE, patch_size=P, decoder_hidden_size=W, decoder_num_hidden_layers=1,
@@ -154,6 +153,7 @@ def test_equals_transformers_with_the_same_weights_and_noise(norm_pixels):
   image, keep = task(batch())
   noise = np.ones((B, N), np.float32)
   np.put_along_axis(noise, keep, 0, axis=1)
+  torch = pytest.importorskip('torch')
   with torch.no_grad():
     expected = model(torch.tensor(image.transpose(0, 3, 1, 2).copy()), noise=torch.tensor(noise))
   variables = our_parameters(model)
