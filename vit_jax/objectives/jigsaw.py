@@ -243,7 +243,8 @@ def standardize(image: Array) -> Array:
 def _dense(
   features: int, kernel_init: nn.initializers.Initializer, axes: tuple[str, str]
 ) -> nn.Dense:
-  bias_init = logical(nn.initializers.zeros, axes[1:])
+  _, outputs = axes
+  bias_init = logical(nn.initializers.zeros, (outputs,))
   return nn.Dense(features, kernel_init=logical(kernel_init, axes), bias_init=bias_init)
 
 
