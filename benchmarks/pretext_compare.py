@@ -4,9 +4,10 @@ apt-get install dataset-fashion-mnist
 python benchmarks/pretext_compare.py train OUT [--only rotation mae] [--jobs 1]
 python benchmarks/pretext_compare.py table OUT [--picture docs/pretext.png]
 
-The recipes are those of `configs/`, for as many epochs as take the same time (`TASKS`), and with
-one encoder: a ViT of width 128 and depth 4, with a convolutional stem, but for the masked
-autoencoder, which can have none. The jigsaw's 64-px emoji lie where `configs/jigsaw_emoji.py` says.
+The recipes are those of `configs/`, for so many epochs that all take about the same time (`TASKS`;
+the table says how long each took), and with one encoder: a ViT of width 128 and depth 4, with a
+convolutional stem, but for the masked autoencoder, which can have none. The jigsaw's 64-px emoji
+lie where `configs/jigsaw_emoji.py` says.
 
 All are judged alike, on frozen features: a linear probe, 20-NN and 25 examples a class on the test
 split (means over its four styles), and linear probes on scikit-learn's digits and on Fashion-MNIST

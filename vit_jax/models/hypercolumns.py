@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from vit_jax.arrays import Array
 from vit_jax.models.features import Features
+from vit_jax.models.head import linear_head
 from vit_jax.models.interpolation import from_edges, triangle
 from vit_jax.models.patches import join_patches
 from vit_jax.sharding import constrain
@@ -62,13 +63,7 @@ class Hypercolumns(nn.Module):
         name=f'project_{i}',
       )(x)
       total += resize(join_patches(constrain(x, 'batch', None, None, None), patch), size)
-    answer = nn.Dense(
-      channels,
-      dtype=dtype,
-      kernel_init=logical(init.zeros, ('embed', 'classes')),
-      bias_init=logical(init.zeros, ('classes',)),
-      name='answer',
-    )(nn.relu(total))
+    answer = linear_head(channels, dtype=dtype, name='answer')(nn.relu(total))
     return constrain(answer, 'batch', None, None, 'classes')
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from vit_jax.arrays import Array, Batch, l2_normalize
 from vit_jax.losses import classification
+from vit_jax.models.head import linear_head
 from vit_jax.objectives import inputs
 from vit_jax.sharding import constrain
 
@@ -49,11 +50,7 @@ class DeepCluster(nn.Module):
         raise ValueError(f'{name} must be at least {least}, got {getattr(self, name)}')
     self.codebook = Codebook(self.num_clusters, self.num_examples, self.pca)
     # Zeros, to which the hook resets it: the numbers of new clusters mean nothing to the old head.
-    self.head = nn.Dense(
-      self.num_clusters,
-      kernel_init=nn.with_logical_partitioning(nn.initializers.zeros, ('embed', 'classes')),
-      bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('classes',)),
-    )
+    self.head = linear_head(self.num_clusters)
 
   def __call__(self, batch: Batch, *, train: bool) -> tuple[Array, dict[str, Array]]:
     """The loss of a batch, and its metrics.

@@ -12,6 +12,7 @@ import numpy as np
 from vit_jax.arrays import Array, Batch
 from vit_jax.choices import check_choice
 from vit_jax.losses import classification
+from vit_jax.models.head import linear_head
 from vit_jax.objectives import inputs
 from vit_jax.sharding import constrain
 
@@ -67,10 +68,9 @@ class Jigsaw(nn.Module):
       'permutations',
       lambda: jnp.asarray(permutations(self.num_permutations, self.grid, self.permutations_seed)),
     )
-    self.tile_layer = _dense(self.tile_dim, nn.initializers.he_normal(), ('embed', 'mlp'))
-    self.hidden_layer = _dense(self.hidden_dim, nn.initializers.he_normal(), ('mlp', 'embed'))
-    # Zeros: the loss starts at its chance value.
-    self.head = _dense(self.num_permutations, nn.initializers.zeros, ('embed', 'classes'))
+    self.tile_layer = _dense(self.tile_dim, ('embed', 'mlp'))
+    self.hidden_layer = _dense(self.hidden_dim, ('mlp', 'embed'))
+    self.head = linear_head(self.num_permutations)
 
   def __call__(self, batch: Batch, *, train: bool) -> tuple[Array, dict[str, Array]]:
     """The loss of a batch, and its metrics by example.
@@ -240,12 +240,13 @@ def standardize(image: Array) -> Array:
   return centred * jax.lax.rsqrt(variance + 255.0**-2)
 
 
-def _dense(
-  features: int, kernel_init: nn.initializers.Initializer, axes: tuple[str, str]
-) -> nn.Dense:
+def _dense(features: int, axes: tuple[str, str]) -> nn.Dense:
   _, outputs = axes
-  bias_init = logical(nn.initializers.zeros, (outputs,))
-  return nn.Dense(features, kernel_init=logical(kernel_init, axes), bias_init=bias_init)
+  return nn.Dense(
+    features,
+    kernel_init=logical(nn.initializers.he_normal(), axes),
+    bias_init=logical(nn.initializers.zeros, (outputs,)),
+  )
 
 
 def _sheet(tiles: Array, grid: int) -> Array:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from vit_jax.arrays import Array, Batch
 from vit_jax.losses import classification
+from vit_jax.models.head import linear_head
 from vit_jax.models.patches import cut_patches, join_patches
 from vit_jax.objectives import inputs
 from vit_jax.sharding import constrain
@@ -97,10 +98,5 @@ class JigsawPositions(nn.Module):
       inputs.normalize(image, self.mean, self.std), train=train, keep=seen
     ).tokens.astype(jnp.float32)  # [B, K, D]
     # Zeros: the loss starts at its chance value, log N.
-    logits = nn.Dense(
-      places,
-      kernel_init=nn.with_logical_partitioning(nn.initializers.zeros, ('embed', 'classes')),
-      bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('classes',)),
-      name='head',
-    )(features)
+    logits = linear_head(places, name='head')(features)
     return image, seen, constrain(logits, 'batch', None, 'classes')

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from vit_jax.arrays import Array, Batch
 from vit_jax.losses import classification
+from vit_jax.models.head import linear_head
 from vit_jax.objectives import inputs
 from vit_jax.sharding import constrain
 
@@ -38,11 +39,7 @@ class Rotation(nn.Module):
 
   def setup(self) -> None:
     """Makes the head, of zeros: the loss starts at its chance value, log 4."""
-    self.head = nn.Dense(
-      TURNS,
-      kernel_init=nn.with_logical_partitioning(nn.initializers.zeros, ('embed', 'classes')),
-      bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('classes',)),
-    )
+    self.head = linear_head(TURNS)
 
   def __call__(self, batch: Batch, *, train: bool) -> tuple[Array, dict[str, Array]]:
     """The loss of a batch, Eq. 2 and 3, and its metrics by example.

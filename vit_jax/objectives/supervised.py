@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from vit_jax.arrays import Array, Batch
 from vit_jax.augment import mix
 from vit_jax.losses import classification
+from vit_jax.models.head import linear_head
 from vit_jax.objectives import inputs
 from vit_jax.sharding import constrain
 
@@ -46,14 +47,7 @@ class Supervised(nn.Module):
       raise ValueError(f'unknown loss {self.loss!r}; choose from {options}')
     if self.num_classes < 1:
       raise ValueError(f'num_classes must be at least 1, got {self.num_classes}')
-    # Zeros: every class starts with the same logit, and the loss at its chance value.
-    self.head = nn.Dense(
-      self.num_classes,
-      kernel_init=nn.with_logical_partitioning(nn.initializers.zeros, ('embed', 'classes')),
-      bias_init=nn.with_logical_partitioning(
-        nn.initializers.constant(self.head_bias), ('classes',)
-      ),
-    )
+    self.head = linear_head(self.num_classes, bias=self.head_bias)
 
   def __call__(self, batch: Batch, *, train: bool) -> tuple[Array, dict[str, Array]]:
     """The loss of a batch, and its metrics by example.
