@@ -110,8 +110,7 @@ class CLIP(nn.Module):
     return logits + self.logit_bias if self.loss == 'sigmoid' else logits
 
   def _see(self, batch: Batch, *, train: bool) -> Array:
-    rng = self.make_rng('augment') if train and self.augment else None
-    image = inputs.view(batch, self.augment if train else self.eval_augment, rng)
+    image = inputs.augmented(self, batch, train=train)
     return self.image(inputs.normalize(image, self.mean, self.std), train=train).pooled
 
   def _project(self, pooled: Array) -> Array:

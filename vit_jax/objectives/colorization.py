@@ -134,9 +134,7 @@ class Colorization(nn.Module):
     }
 
   def _lab(self, batch: Batch, *, train: bool) -> Array:
-    augment = self.augment if train else self.eval_augment
-    rng = self.make_rng('augment') if train and augment else None
-    image = inputs.view(batch, augment, rng)
+    image = inputs.augmented(self, batch, train=train)
     if image.shape[-1] != 3:
       raise ValueError(
         f'colorization learns from RGB images, and these have {image.shape[-1]} channels: '

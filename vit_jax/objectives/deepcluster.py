@@ -80,9 +80,8 @@ class DeepCluster(nn.Module):
     return self._encode(batch, train=False)
 
   def _encode(self, batch: Batch, *, train: bool) -> Array:
-    augment = self.augment if train else self.eval_augment
-    rng = self.make_rng('augment') if train and augment else None
-    image = inputs.normalize(inputs.view(batch, augment, rng), self.mean, self.std)
+    image = inputs.augmented(self, batch, train=train)
+    image = inputs.normalize(image, self.mean, self.std)
     return self.encoder(image, train=train).pooled.astype(jnp.float32)
 
 

@@ -102,11 +102,7 @@ class Inpainting(nn.Module):
 
   def _task(self, batch: Batch, *, train: bool) -> tuple[Array, Array, Array]:
     """Normalised images `[B, H, W, C]`; what is cut out, and the loss's weights, `[B, H, W]`."""
-    image = inputs.view(
-      batch,
-      self.augment if train else self.eval_augment,
-      self.make_rng('augment') if train else None,
-    )
+    image = inputs.augmented(self, batch, train=train)
     # A key of its own: holes must not follow from what an augmentation drew.
     keys = inputs.example_keys(batch, self.make_rng('augment') if train else None)
     hole, predicted = self._cut(keys, image.shape[1:3])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -26,6 +27,19 @@ def view(batch: Batch, augment: str, rng: Array | None) -> Array:
   if rng is not None:
     return change(rng, image)
   return change(jax.random.key(0), image, _ids(batch, image.shape[0]))
+
+
+def augmented(objective: nn.Module, batch: Batch, *, train: bool) -> Array:
+  """The `view` that an objective's own `augment` makes in training, and `eval_augment` else.
+
+  Args:
+    objective: has these two fields, and in training draws from the stream `augment`.
+    batch: as of `view`.
+    train: which of the two.
+  """
+  augment = objective.augment if train else objective.eval_augment
+  rng = objective.make_rng('augment') if train and augment else None
+  return view(batch, augment, rng)
 
 
 def views(batch: Batch, augment: str | Sequence[str], rng: Array | None, count: int) -> Array:

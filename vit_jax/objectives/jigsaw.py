@@ -111,8 +111,7 @@ class Jigsaw(nn.Module):
 
   def _puzzle(self, batch: Batch, *, train: bool) -> tuple[Array, Array]:
     """Tiles in place `[B, T, t, t, C]` in [0, 1], and which permutation is asked for, `[B]`."""
-    rng = self.make_rng('augment') if train and self.augment else None
-    image = inputs.view(batch, self.augment if train else self.eval_augment, rng)
+    image = inputs.augmented(self, batch, train=train)
     keys = inputs.example_keys(batch, self.make_rng('augment') if train else None)
     split = jax.vmap(jax.random.split)(keys)  # [B, 2]
     target = jax.vmap(lambda key: jax.random.randint(key, (), 0, self.num_permutations))(

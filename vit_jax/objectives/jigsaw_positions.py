@@ -87,8 +87,7 @@ class JigsawPositions(nn.Module):
   @nn.compact
   def _place(self, batch: Batch, *, train: bool) -> tuple[Array, Array, Array]:
     """Images, numbers of the patches that are seen `[B, K]`, and a logit a place `[B, K, N]`."""
-    rng = self.make_rng('augment') if train and self.augment else None
-    image = inputs.view(batch, self.augment if train else self.eval_augment, rng)
+    image = inputs.augmented(self, batch, train=train)
     p, q = self.encoder.patch
     places = (image.shape[1] // p) * (image.shape[2] // q)
     keys = inputs.example_keys(batch, self.make_rng('augment') if train else None)

@@ -139,11 +139,7 @@ class MaskedAutoencoder(nn.Module):
 
   def _task(self, batch: Batch, *, train: bool) -> tuple[Array, Array]:
     """Normalised images `[B, H, W, C]`, and the patches that are visible, `[B, K]`, ascending."""
-    image = inputs.view(
-      batch,
-      self.augment if train else self.eval_augment,
-      self.make_rng('augment') if train else None,
-    )
+    image = inputs.augmented(self, batch, train=train)
     # A key of its own: what is hidden must not follow from what an augmentation drew.
     keys = inputs.example_keys(batch, self.make_rng('augment') if train else None)
     patches = math.prod(self._grid(image))

@@ -79,8 +79,7 @@ class Rotation(nn.Module):
     return {'image': image, 'turned': turned, 'turned back': turn(turned, -told)}
 
   def _image(self, batch: Batch, *, train: bool) -> Array:
-    rng = self.make_rng('augment') if train and self.augment else None
-    image = inputs.view(batch, self.augment if train else self.eval_augment, rng)
+    image = inputs.augmented(self, batch, train=train)
     height, width = image.shape[1:3]
     if height != width:
       raise ValueError(

@@ -99,9 +99,7 @@ class Supervised(nn.Module):
     return self._encode(self._image(batch, train=False), train=False)
 
   def _image(self, batch: Batch, *, train: bool) -> Array:
-    augment = self.augment if train else self.eval_augment
-    rng = self.make_rng('augment') if train and augment else None
-    return inputs.view(batch, augment, rng)
+    return inputs.augmented(self, batch, train=train)
 
   def _encode(self, image: Array, *, train: bool) -> Array:
     return self.encoder(inputs.normalize(image, self.mean, self.std), train=train).pooled
