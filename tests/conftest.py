@@ -42,6 +42,21 @@ def _let_torchvision_be_imported() -> None:
 
 _let_torchvision_be_imported()
 
+import jax  # noqa: E402  after the variables above
+
+
+@pytest.fixture(autouse=True)
+def _programs_fit_in_memory():
+  """Drops compiled programs before their memory maps reach what Linux allows a process (65,530).
+
+  Past that XLA fails ("Failed to materialize symbols") and the process dies. One program takes
+  tens of maps, and pytest keeps every one that its thousands of tests compile.
+  """
+  yield
+  maps = Path('/proc/self/maps')
+  if maps.exists() and maps.read_bytes().count(b'\n') > 20_000:
+    jax.clear_caches()
+
 
 @pytest.fixture
 def make_disk(tmp_path):
