@@ -183,7 +183,7 @@ def _check_alike(
 
 
 class Loop:
-  """Steps, and what happens between them: log, hooks, evaluation, checkpoints."""
+  """Steps, and what happens between them: log, evaluation, hooks, checkpoints."""
 
   def __init__(
     self,
@@ -284,24 +284,29 @@ class Loop:
     if self.profile.text:
       self.writer.message(self.profile.text)
       self.profile.text = ''
-    for hook, every in self.hooks.values():
-      if every and step % every == 0:
-        state = hook(step, state)
-    # Evaluate before the state is donated to the next step.
+    # What has been trained is judged, before hooks change it and the next step takes its buffers.
     try:
       results = experiment.run_evals(self.evals, state, None if last else step)
     except Exception:
       # What went wrong in an evaluator must not cost the training; to save takes every process.
       if jax.process_count() == 1:
-        self._save(state, step, {})
+        self._save(self._hooked(state, step), step, {})
         self.checkpoints.wait()
       raise
     if results:
       self.writer.scalars(step, results)
     if results and not last:
       self.writer.message(workdirs.summary(step, results))
+    state = self._hooked(state, step)
     if last or (self.save_every and step % self.save_every == 0):
       self._save(state, step, results)
+    return state
+
+  def _hooked(self, state: TrainState, step: int) -> TrainState:
+    """What the next step starts from; hooks make nothing ready after the last."""
+    for hook, every in self.hooks.values():
+      if every and step % every == 0 and step < self.made.total_steps:
+        state = hook(step, state)
     return state
 
   def evaluate_late(self, state: TrainState, step: int, known: Mapping[str, float]) -> None:

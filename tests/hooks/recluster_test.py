@@ -180,6 +180,20 @@ def test_stopped_in_the_middle_of_an_epoch_a_run_goes_on_in_the_same_bits(tmp_pa
     np.testing.assert_array_equal(a, b)
 
 
+def test_what_has_been_trained_is_judged_before_its_head_goes(tmp_path):
+  config = config_of()
+  config.total.steps = 8
+  held_out = dict(type='evaluators.held_out.HeldOut', source=SOURCE, every=dict(epochs=1))
+  config.evals = dict(held_out=held_out)
+  last = train.train_and_evaluate(config, tmp_path)
+  found = {row['step']: row for row in metrics.read(tmp_path) if 'held_out/loss' in row}
+  assert sorted(found) == [4, 8]
+  # A head of zeros has log(K).
+  assert max(row['held_out/loss'] for row in found.values()) < np.log(K) - 0.01
+  assert int(codebook_of(last)['clusterings']) == 2  # before steps 1 and 5, and none at the end
+  assert np.abs(last.params['head']['kernel']).max() > 0
+
+
 def test_mistakes_are_one_sentence(first):
   made, bare, _ = first
   with pytest.raises(ValueError, match='num_clusters is 129; choose at most 128'):
