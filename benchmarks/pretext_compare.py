@@ -3,11 +3,12 @@
 apt-get install dataset-fashion-mnist
 python benchmarks/pretext_compare.py train OUT [--only rotation mae] [--jobs 1]
 python benchmarks/pretext_compare.py table OUT [--picture docs/pretext.png]
+python benchmarks/pretext_compare.py examples OUT --picture docs/pretext_examples.png
 
 The recipes are those of `configs/`, for so many epochs that all take about the same time (`TASKS`;
 the table says how long each took), and with one encoder: a ViT of width 128 and depth 4, with a
-convolutional stem, but for the masked autoencoder, which can have none. The jigsaw's 64-px emoji
-lie where `configs/jigsaw_emoji.py` says.
+convolutional stem, but for the masked autoencoder and the prediction of positions, which can have
+none. The jigsaw's 64-px emoji lie where `configs/jigsaw_emoji.py` says.
 
 All are judged alike, on frozen features: a linear probe, 20-NN and 25 examples a class on the test
 split (means over its four styles), and linear probes on scikit-learn's digits and on Fashion-MNIST
@@ -22,6 +23,7 @@ import dataclasses
 import json
 import pathlib
 import sys
+import types
 
 import numpy as np
 from ablations import bases
@@ -37,7 +39,7 @@ class Task:
   """A row of the table.
 
   Attributes:
-    config: of `configs/`.
+    config: of `configs/`, with its argument.
     epochs: of training; 0 for none.
     side: pixels that other data are resized to.
     reported: what the objective reports of held-out images, and
@@ -55,10 +57,11 @@ TASKS = {
   'random': Task('vit_emoji', 0),
   'supervised': Task('vit_emoji', 100),
   'simclr': Task('simclr_emoji', 45),
-  'rotation': Task('rotation_emoji', 34, reported='accuracy', chance=0.25),
-  'jigsaw': Task('jigsaw_emoji', 40, side=64, reported='accuracy', chance=0.01),
-  'inpainting': Task('inpainting_emoji', 60, reported='hole', chance='baseline'),
-  'mae': Task('mae_emoji', 60, reported='loss', chance='baseline'),
+  'rotation': Task('rotation_emoji', 60, reported='accuracy', chance=0.25),
+  'jigsaw': Task('jigsaw_emoji', 55, side=64, reported='accuracy', chance=0.01),
+  'positions': Task('jigsaw_emoji:positions', 80, side=64, reported='accuracy', chance=1 / 64),
+  'inpainting': Task('inpainting_emoji', 130, reported='hole', chance='baseline'),
+  'mae': Task('mae_emoji', 95, reported='loss', chance='baseline'),
   'colorization': Task('colorization_emoji', 90, reported='loss', chance='baseline'),
   'deepcluster': Task('deepcluster_emoji', 95, reported='accuracy', chance=0.01),
 }
@@ -68,7 +71,8 @@ def recipe(task):
   """The config of one task, and the specs of its evaluators by name."""
   from vit_jax import config as config_lib
 
-  config = config_lib.load(str(ROOT / f'configs/{task.config}.py')).unlock()
+  name, colon, argument = task.config.partition(':')
+  config = config_lib.load(str(ROOT / f'configs/{name}.py{colon}{argument}')).unlock()
   simclr = config_lib.load(str(ROOT / 'configs/simclr_emoji.py'))
   if task.config == 'vit_emoji':
     config.objective.encoder = simclr.objective.encoder
@@ -285,9 +289,36 @@ def draw(runs, path):
   Image.fromarray(figures.to_array(figure)).save(path)
 
 
+def examples(out, path, style='google', count=4):
+  """Draws what each task makes of some held-out emoji of one style, one task below another."""
+  from PIL import Image
+
+  from vit_jax import experiment, train
+  from vit_jax.build import build
+  from vit_jax.evaluators.apply import methods_of
+
+  pictures = []
+  writer = types.SimpleNamespace(picture=lambda step, name, image: pictures.append(image))
+  for name, task in TASKS.items():
+    config, specs = recipe(task)
+    made = experiment.setup(config.lock())
+    if 'pictures' not in methods_of(made.objective):
+      continue
+    state = train.train_and_evaluate(config, out / 'run' / name)
+    spec = specs['held_out']
+    spec['sources'] = {f'{name} {style}': spec['sources'][style]}
+    evaluator = build({**spec, 'pictures': count}, objective=made.objective, mesh=made.mesh)
+    evaluator.writer = writer
+    evaluator.run(state, final=True)
+  width = max(picture.shape[1] for picture in pictures)
+  margins = [((0, 0), (0, width - picture.shape[1]), (0, 0)) for picture in pictures]
+  rows = [np.pad(*pair, constant_values=255) for pair in zip(pictures, margins, strict=True)]
+  Image.fromarray(np.concatenate(rows)).save(path, optimize=True)
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('command', choices=('train', 'child', 'table'))
+  parser.add_argument('command', choices=('train', 'child', 'table', 'examples'))
   parser.add_argument('out', type=pathlib.Path)
   parser.add_argument('name', nargs='?')
   parser.add_argument('--only', nargs='*', help='tasks')
@@ -300,6 +331,8 @@ def main():
     options.out.mkdir(parents=True, exist_ok=True)
     names = [name for name in options.only or TASKS if not (options.out / f'{name}.npz').exists()]
     run_all(sys.argv[0], options.out, names, options.jobs)
+  elif options.command == 'examples':
+    examples(options.out, options.picture)
   else:
     show(options.out, options.picture)
 

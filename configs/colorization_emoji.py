@@ -39,7 +39,7 @@ def get_config(arg=''):
   check_choice('argument', arg, ARGS)
   config = ml_collections.ConfigDict()
   config.seed = 0
-  config.total = dict(epochs=150)
+  config.total = dict(epochs=90)
   config.batch_size = 128
   drawn = dict(type='data.emoji.Emoji', alpha=True)
   emoji = dict(**drawn, label='category')
@@ -66,11 +66,11 @@ def get_config(arg=''):
   config.evals = dict(
     held_out=dict(
       type='evaluators.held_out.HeldOut', sources=by_style('validation', styles), host=host,
-      every=dict(epochs=75),
+      every=dict(epochs=45),
     ),
     knn=dict(
       type='evaluators.knn.KNN', train=train, sources=by_style('validation', styles), host=host,
-      k=20, every=dict(epochs=75),
+      k=20, every=dict(epochs=45),
     ),
     # Looked at once, at the end.
     probe=dict(

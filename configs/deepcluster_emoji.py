@@ -24,7 +24,7 @@ def get_config(arg=''):
   check_choice('argument', arg, ARGS)
   config = ml_collections.ConfigDict()
   config.seed = 0
-  config.total = dict(epochs=150)
+  config.total = dict(epochs=95)
   config.batch_size = 128
   drawn = dict(type='data.emoji.Emoji', alpha=True)
   emoji = dict(**drawn, label='category')

@@ -1,7 +1,7 @@
 """Inpainting of the packaged emoji: context encoders. Pathak et al. 2016, arXiv:1604.07379.
 
 python -m vit_jax.main --config configs/inpainting_emoji.py --workdir /tmp/inpainting_emoji
-No label is seen in training. `:blocks` cuts out blocks at random places in the place of one in the
+No label is seen in training. Four blocks at random places are cut out; `:center` cuts one out of the
 middle, `:resnet` has a small ResNet in the place of the ViT.
 Hardware: meant for 2 CPU cores. Not trained to its end here, so no accuracy is claimed.
 """
@@ -10,13 +10,12 @@ import ml_collections
 
 from vit_jax.choices import check_choice
 
-ARGS = ('', 'blocks', 'resnet')
+ARGS = ('', 'center', 'resnet')
 
-# As configs/simclr_emoji.py, so that what is compared is the task.
+# Less than the other tasks' recipes take: with theirs the probe is lower.
 AUGMENT = (
-  'affine(scale=(0.6, 1.2), aspect=1.2, rotate=12, shear=0.08, shift=0.1, flip=0.5)'
-  '| color_distort(0.5, p=0.8, gray=0.2) | outline(0.5) | sketch(0.3) | stencil(0.1)'
-  '| background(p=0)'
+  'affine(scale=(0.85, 1.2), aspect=1.1, rotate=4, shift=0.05, flip=0.5)'
+  ' | color_distort(0.4, p=0.8, gray=0.2) | outline(0.2) | sketch(0.1) | background(p=0)'
 )
 
 
@@ -24,7 +23,7 @@ def get_config(arg=''):
   check_choice('argument', arg, ARGS)
   config = ml_collections.ConfigDict()
   config.seed = 0
-  config.total = dict(epochs=150)
+  config.total = dict(epochs=130)
   config.batch_size = 128
   emoji = dict(type='data.emoji.Emoji', alpha=True, label='category')
   config.data = dict(
@@ -34,16 +33,15 @@ def get_config(arg=''):
     max_bad_share=0.0,
   )
   config.objective = dict(
-    type='objectives.inpainting.Inpainting', mask='center', area=0.25, overlap=2,
-    overlap_weight=10.0, augment=AUGMENT, eval_augment='background(p=0)',
+    type='objectives.inpainting.Inpainting', mask='blocks', blocks=4, area=0.4, overlap=0, augment=AUGMENT, eval_augment='background(p=0)',
     decoder=dict(type='models.decoder.Decoder', width=64, doublings=1),
     encoder=dict(
       type='models.vit.ViT', patch_size=8, conv_stem=(32, 64), width=128, depth=4,
       num_heads=4, mlp_dim=256, pooling='mean', positions='sincos2d', activation='gelu_tanh',
     ),
   )  # fmt: skip
-  if arg == 'blocks':
-    config.objective.update(mask='blocks', blocks=4, overlap=0)
+  if arg == 'center':
+    config.objective.update(mask='center', area=0.25, overlap=2, overlap_weight=10.0)
   if arg == 'resnet':
     config.objective.encoder = dict(
       type='models.resnet.ResNet', blocks=(1, 1, 1), width=32, small_stem=True
