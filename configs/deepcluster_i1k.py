@@ -3,8 +3,9 @@
 tfds build imagenet2012 --file_format=array_record
 python -m vit_jax.main --config configs/deepcluster_i1k.py --workdir /tmp/deepcluster_i1k
 The recipe of Section 3.4: 10,000 clusters of central crops, features whitened to 256 dimensions,
-found anew every epoch; edges in place of colours; SGD with momentum 0.9 and a rate of 0.05 for
-batches of 256. The paper's encoders are AlexNet and VGG-16, and its rate is constant.
+found anew every epoch; edges in place of colours (their strength, where the paper has one channel
+for each of two directions); SGD with momentum 0.9 and a rate of 0.05 for batches of 256. The
+paper's encoders are AlexNet and VGG-16, and its rate is constant.
 `:vit` has a ViT-S/16, AdamW and colours.
 A host holds the features of all images, 10.4 GB for a ResNet-50. Not trained here, so no accuracy
 is claimed.
@@ -16,6 +17,7 @@ from ml_collections.config_dict import placeholder
 from vit_jax.choices import check_choice
 
 ARGS = ('', 'vit')
+EDGES = 'grayscale(1) | sobel(p=1)'
 
 
 def get_config(arg=''):
@@ -31,7 +33,7 @@ def get_config(arg=''):
   )
   config.objective = dict(
     type='objectives.deepcluster.DeepCluster', num_clusters=10_000, num_examples=1_281_167, pca=256,
-    augment='sobel(p=1)', eval_augment='sobel(p=1)', mean=0.0, std=1.0,
+    augment=EDGES, eval_augment=EDGES, mean=0.0, std=1.0,
     encoder=dict(type='models.resnet.ResNet', variant='50', dtype='bfloat16'),
   )  # fmt: skip
   config.optimizer = dict(

@@ -1,8 +1,8 @@
 """Inpainting of the packaged emoji: context encoders. Pathak et al. 2016, arXiv:1604.07379.
 
 python -m vit_jax.main --config configs/inpainting_emoji.py --workdir /tmp/inpainting_emoji
-No label is seen in training. Four blocks at random places are cut out; `:center` cuts one out of the
-middle, `:resnet` has a small ResNet in the place of the ViT.
+No label is seen in training. Four blocks at random places are cut out; `:center` cuts one out of
+the middle, `:resnet` has a small ResNet in the place of the ViT.
 Hardware: meant for 2 CPU cores. Not trained to its end here, so no accuracy is claimed.
 """
 
@@ -33,7 +33,8 @@ def get_config(arg=''):
     max_bad_share=0.0,
   )
   config.objective = dict(
-    type='objectives.inpainting.Inpainting', mask='blocks', blocks=4, area=0.4, overlap=0, augment=AUGMENT, eval_augment='background(p=0)',
+    type='objectives.inpainting.Inpainting', mask='blocks', blocks=4, area=0.4, overlap=0,
+    augment=AUGMENT, eval_augment='background(p=0)',
     decoder=dict(type='models.decoder.Decoder', width=64, doublings=1),
     encoder=dict(
       type='models.vit.ViT', patch_size=8, conv_stem=(32, 64), width=128, depth=4,

@@ -143,17 +143,12 @@ def first_state(
 def new_state(made: Experiment, make: Callable[[], TrainState]) -> tuple[TrainState, str]:
   """The state before a run's first step, and a text that says which weights it starts from.
 
-  Every hook has been called with it, as at step 0: what training needs from its first step on.
-
   Args:
     made: the run.
     make: makes a new state, of `prepare_state`.
   """
   fields = made.config.get('init_from')
-  state, text = init_from.init_from(make(), fields, _grid(made)) if fields else (make(), '')
-  for hook, _ in build_periodic(made, 'hooks').values():
-    state = hook(0, state)
-  return state, text
+  return init_from.init_from(make(), fields, _grid(made)) if fields else (make(), '')
 
 
 def _grid(made: Experiment) -> tuple[int, int] | None:

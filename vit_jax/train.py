@@ -131,12 +131,12 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
   with jax.set_mesh(made.mesh), experiment.open_checkpoints(workdir, config) as checkpoints:
     _check_alike(config, workdir, checkpoints)
     make, like = experiment.prepare_state(made)
-    state, origin = experiment.first_state(made, make, like, checkpoints)
-    start = int(state.step)
+    start = checkpoints.latest or 0
     window = (config.get('profile') or {}).get('steps')
     profile = Profile(window, workdir, start=start, total=made.total_steps)
     loop = Loop(made, like, checkpoints, save_every, profile)
     jax.eval_shape(loop.train_step, like, made.batch_spec)  # Mistakes that only training meets.
+    state, origin = experiment.first_state(made, make, like, checkpoints)
     # Only now: a run that cannot start leaves no trace.
     workdirs.start(workdir, made)
     distributed.check_shared(Path(workdir) / 'run.json')
@@ -154,6 +154,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         loop.evaluate_late(state, start, workdirs.results(workdir))
       else:
         writer.message(workdirs.opening(made, start, like) + origin)
+        if checkpoints.latest is None:
+          state = loop.prepare(state)
         state, stopped_by = loop.run(state, start)
       seconds = 0.0 if start >= made.total_steps else time.monotonic() - begun
       workdirs.add_seconds(workdir, seconds)
@@ -183,7 +185,7 @@ def _check_alike(
 
 
 class Loop:
-  """Steps, and what happens between them: log, evaluation, hooks, checkpoints."""
+  """Steps, and what happens between them: log, hooks, evaluation, checkpoints."""
 
   def __init__(
     self,
@@ -219,6 +221,13 @@ class Loop:
     self.writer = writer
     for name, (evaluator, _) in self.evals.items():
       evaluator.writer = writer.under(name)
+
+  def prepare(self, state: TrainState) -> TrainState:
+    """A new run's state after every hook, as at step 0: what is needed from the first step on."""
+    for name, (hook, _) in self.hooks.items():
+      self.writer.message(f'hooks.{name} prepares the first step')
+      state = hook(0, state)
+    return state
 
   def run(self, state: TrainState, step: int) -> tuple[TrainState, str]:
     """Trains from `step` to the end, or until a signal; returns the state and the signal's name."""
@@ -284,29 +293,25 @@ class Loop:
     if self.profile.text:
       self.writer.message(self.profile.text)
       self.profile.text = ''
-    # What has been trained is judged, before hooks change it and the next step takes its buffers.
+    for hook, every in self.hooks.values():
+      if every and step % every == 0 and not last:  # Hooks prepare the next step.
+        self._read()  # What is not finite is named by its step, and not by what a hook meets.
+        state = hook(step, state)
+    # Evaluate before the state is donated to the next step.
     try:
       results = experiment.run_evals(self.evals, state, None if last else step)
     except Exception:
       # What went wrong in an evaluator must not cost the training; to save takes every process.
       if jax.process_count() == 1:
-        self._save(self._hooked(state, step), step, {})
+        self._save(state, step, {})
         self.checkpoints.wait()
       raise
     if results:
       self.writer.scalars(step, results)
     if results and not last:
       self.writer.message(workdirs.summary(step, results))
-    state = self._hooked(state, step)
     if last or (self.save_every and step % self.save_every == 0):
       self._save(state, step, results)
-    return state
-
-  def _hooked(self, state: TrainState, step: int) -> TrainState:
-    """What the next step starts from; hooks make nothing ready after the last."""
-    for hook, every in self.hooks.values():
-      if every and step % every == 0 and step < self.made.total_steps:
-        state = hook(step, state)
     return state
 
   def evaluate_late(self, state: TrainState, step: int, known: Mapping[str, float]) -> None:

@@ -15,6 +15,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from vit_jax import experiment, metrics, train
 from vit_jax.build import build
 from vit_jax.evaluators import apply
+from vit_jax.hooks import recluster
 
 K, N = 6, 128  # clusters; training images, 4 steps an epoch
 SOURCE = dict(type='data.digits.Digits', split=f'train[:{N}]')
@@ -42,13 +43,18 @@ def config_of():
   return config
 
 
+def prepared(made, state):
+  (hook, _) = experiment.build_periodic(made, 'hooks')['recluster']
+  return hook(0, state)
+
+
 @pytest.fixture(scope='module')
 def first():
   """The run, its first state before any hook, and that with which training starts."""
   made = experiment.setup(config_of())
   with jax.set_mesh(made.mesh):
     make, _ = experiment.prepare_state(made)
-    return made, make(), experiment.new_state(made, make)[0]
+    return made, make(), prepared(made, make())
 
 
 def codebook_of(state):
@@ -150,7 +156,7 @@ def test_one_device_as_eight(first):
   one = experiment.setup(config_of(), devices=jax.devices()[:1])
   with jax.set_mesh(one.mesh):
     make, _ = experiment.prepare_state(one)
-    alone = codebook_of(experiment.new_state(one, make)[0])
+    alone = codebook_of(prepared(one, make()))
   eight = codebook_of(state)
   np.testing.assert_array_equal(alone['assignment'], eight['assignment'])
   np.testing.assert_allclose(alone['centers'], eight['centers'], rtol=1e-3, atol=1e-4)
@@ -180,7 +186,7 @@ def test_stopped_in_the_middle_of_an_epoch_a_run_goes_on_in_the_same_bits(tmp_pa
     np.testing.assert_array_equal(a, b)
 
 
-def test_what_has_been_trained_is_judged_before_its_head_goes(tmp_path):
+def test_the_last_evaluation_is_of_a_head_that_was_trained(tmp_path):
   config = config_of()
   config.total.steps = 8
   held_out = dict(type='evaluators.held_out.HeldOut', source=SOURCE, every=dict(epochs=1))
@@ -188,10 +194,17 @@ def test_what_has_been_trained_is_judged_before_its_head_goes(tmp_path):
   last = train.train_and_evaluate(config, tmp_path)
   found = {row['step']: row for row in metrics.read(tmp_path) if 'held_out/loss' in row}
   assert sorted(found) == [4, 8]
-  # A head of zeros has log(K).
-  assert max(row['held_out/loss'] for row in found.values()) < np.log(K) - 0.01
+  # A head of zeros has log(K), as after the clustering before step 5.
+  np.testing.assert_allclose(found[4]['held_out/loss'], np.log(K), rtol=1e-5)
+  assert found[8]['held_out/loss'] < np.log(K) - 0.01
   assert int(codebook_of(last)['clusterings']) == 2  # before steps 1 and 5, and none at the end
   assert np.abs(last.params['head']['kernel']).max() > 0
+
+
+def test_without_labels_there_is_no_agreement_with_them():
+  unknown = np.full(4, -1)
+  assert recluster._agreement(unknown, np.arange(4)) == 0
+  assert recluster._agreement(np.array([0, 0, 1, -1]), np.array([5, 5, 6, 7])) == 1
 
 
 def test_mistakes_are_one_sentence(first):
@@ -207,6 +220,12 @@ def test_mistakes_are_one_sentence(first):
     build(HOOK, objective=build(supervised), mesh=made.mesh)
   with pytest.raises(ValueError, match="Recluster calls 'logits', which DeepCluster lacks"):
     build(dict(HOOK, method='logits'), objective=made.objective, mesh=made.mesh)
+  eight = dict(HOOK, source=dict(SOURCE, split='train[:8]'))
+  with pytest.raises(ValueError, match='pca is 8; choose at most 7'):
+    build(eight, objective=made.objective, mesh=made.mesh)(0, bare)
+  broken = bare.replace(params=jax.tree.map(lambda x: x * np.nan, bare.params))
+  with pytest.raises(ValueError, match='not finite'):
+    build(HOOK, objective=made.objective, mesh=made.mesh)(0, broken)
   few = build(HOOK, objective=made.objective.clone(num_examples=5), mesh=made.mesh)
   with pytest.raises(ValueError, match='set num_examples, now 5, to at least'):
     few(0, bare)

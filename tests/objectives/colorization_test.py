@@ -82,13 +82,18 @@ def test_the_answer_follows_from_lightness_alone(encoder):
 def test_the_loss_is_a_loop_over_places_with_weights():
   objective, variables, batch = make(uniform=0.3), dict(variables_of()), drawings()
   prior = np.random.default_rng(2).dirichlet(np.ones(len(color_bins.centers())))
-  variables['statistics'] = {'prior': jnp.asarray(prior, jnp.float32)}
+  asked = np.random.default_rng(3).dirichlet(np.ones(len(prior)))
+  variables['statistics'] = {
+    'prior': jnp.asarray(prior, jnp.float32),
+    'answer': jnp.asarray(3 * asked, jnp.float32),
+  }
   values = np.asarray(lab.rgb_to_lab(batch['image'] / np.float32(255)))
   logits = np.asarray(applied(objective, variables, values[..., :1] / 100, method=logits_of))
   weights = np.asarray(color_bins.rebalance(variables['statistics']['prior'], 0.3, 5.0))
   nearest = jax.jit(lambda ab: color_bins.neighbors(ab, 5, 5.0))
-  same = np.log(weights * prior / (weights * prior).sum())
-  weighted, constant, seen = np.zeros(B), np.zeros(B), np.zeros(len(prior))
+  same = np.log(asked)
+  weighted, constant = np.zeros(B), np.zeros(B)
+  seen, wanted = np.zeros(len(prior)), np.zeros(len(prior))
   for i in range(B):
     for y in range(SIDE // 4):
       for x in range(SIDE // 4):
@@ -99,6 +104,7 @@ def test_the_loss_is_a_loop_over_places_with_weights():
           loss = -sum(s * answer[q] for q, s in zip(index, share, strict=True))
           total[i] += weights[index[0]] * loss / 16
         seen[index[0]] += 1 / (16 * B)
+        wanted[index] += weights[index[0]] * share / (16 * B)
   loss, metrics = applied(objective, variables, batch, train=False)
   np.testing.assert_allclose(metrics['loss'], weighted, rtol=1e-4)
   np.testing.assert_allclose(metrics['baseline'], constant, rtol=1e-4)
@@ -106,6 +112,9 @@ def test_the_loss_is_a_loop_over_places_with_weights():
   (_, metrics), new = train(objective, variables, batch)
   np.testing.assert_allclose(metrics['loss'], weighted, rtol=1e-4)
   np.testing.assert_allclose(new['statistics']['prior'], 0.99 * prior + 0.01 * seen, atol=1e-6)
+  np.testing.assert_allclose(
+    new['statistics']['answer'], 0.99 * 3 * asked + 0.01 * wanted, atol=1e-5
+  )
 
 
 def test_evaluation_leaves_the_histogram_and_training_brings_it_to_the_data():
@@ -121,6 +130,27 @@ def test_evaluation_leaves_the_histogram_and_training_brings_it_to_the_data():
   bins = [tuple(center) for center in color_bins.centers()]
   assert bins[prior.argmax()] == (0, 0)  # the white
   assert prior.max() > 0.5
+
+
+def test_no_other_constant_has_less_loss_than_the_baseline():
+  objective, variables, batch = make(momentum=0.0), dict(variables_of()), drawings()
+  for _ in range(2):  # The weights follow from the histogram of the step before.
+    _, new = train(objective, variables, batch)
+    variables |= new
+
+  def baseline(answer):
+    statistics = {**variables['statistics'], 'answer': jnp.asarray(answer, jnp.float32)}
+    changed = {**variables, 'statistics': statistics}
+    return applied(objective, changed, batch, train=False)[1]['baseline'].mean()
+
+  best = np.asarray(variables['statistics']['answer'])
+  least = baseline(best)
+  rng = np.random.default_rng(0)
+  for _ in range(5):
+    assert baseline(best * np.exp(0.3 * rng.normal(size=best.shape))) > least
+  prior = variables['statistics']['prior']
+  assert baseline(prior) > least
+  assert baseline(color_bins.rebalance(prior, 0.5, 5.0) * prior) > least
 
 
 def test_light_augment_changes_what_is_seen_and_not_what_is_asked_for():

@@ -56,6 +56,8 @@ def test_the_target_is_the_cluster_of_the_id_weighted(made):
   np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-4, atol=1e-6)
   np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-5)
   assert metrics['nmi_labels'] == 0.25
+  largest = np.maximum(assignment[batch['id']], 0) == 0  # whose weight is least
+  np.testing.assert_array_equal(metrics['baseline'], largest)
   answers = np.asarray(logits).argmax(1)
   known = batch['id'] != 7
   np.testing.assert_array_equal(

@@ -26,7 +26,8 @@ class Colorization(nn.Module):
     neighbors: bins that a colour is shared out to; 1 is the nearest alone.
     sigma: of the Gaussian by which they share, and which smooths the histogram, in units of a, b.
     uniform: lambda of Eq. 4, in (0, 1]; 1 weights all colours alike.
-    momentum: of the histogram: the part that a step leaves of it. It starts uniform.
+    momentum: of the histogram: the part that a step leaves of it, and with `accumulate` each part
+      of a batch. It starts uniform.
     temperature: T of Eq. 5, by which a distribution becomes a colour.
     augment: device transforms in training, such as a background behind transparent drawings.
     light_augment: device transforms of the lightness in training, which leave the colours that are
@@ -65,6 +66,8 @@ class Colorization(nn.Module):
     if not 0 <= self.momentum < 1:
       raise ValueError(f'momentum must be in [0, 1), got {self.momentum}')
     self.prior = self.variable('statistics', 'prior', jnp.full, (bins,), 1 / bins)
+    # What the loss asks for on average, whose share of the whole minimises it over all constants.
+    self.answer = self.variable('statistics', 'answer', jnp.full, (bins,), 1 / bins)
 
   def __call__(self, batch: Batch, *, train: bool) -> tuple[Array, dict[str, Array]]:
     """The loss of a batch, and its metrics by example.
@@ -99,7 +102,7 @@ class Colorization(nn.Module):
     metrics = {'loss': jnp.mean(loss, (1, 2)), 'accuracy': jnp.mean(right, (1, 2))}
     if not train:
       painted = self._colors(logits, true.shape[1:3])
-      same = jnp.log(jnp.maximum(weight * prior, 1e-12))  # What minimises the loss, if it is one.
+      same = jnp.log(jnp.maximum(self.answer.value, 1e-12))
       constant = weight[nearest] * color_bins.cross_entropy(
         jnp.broadcast_to(same, logits.shape), index, share
       )
@@ -107,7 +110,9 @@ class Colorization(nn.Module):
       metrics |= {'rmse': _rmse(painted - true), 'rmse_gray': _rmse(true)}
     elif self.is_mutable_collection('statistics'):
       seen = color_bins.histogram(nearest)
-      self.prior.value = self.momentum * prior + (1 - self.momentum) * seen
+      asked = jnp.mean(weight[nearest][..., None] * color_bins.dense(index, share), (0, 1, 2))
+      for kept, new in ((self.prior, seen), (self.answer, asked)):
+        kept.value = self.momentum * kept.value + (1 - self.momentum) * new
     return jnp.mean(loss), metrics
 
   def features(self, batch: Batch) -> Array:

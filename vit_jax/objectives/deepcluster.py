@@ -104,7 +104,7 @@ class Codebook(nn.Module):
   def __call__(
     self, features: Array, ids: Array, train: bool
   ) -> tuple[Array, Array, dict[str, Array]]:
-    """Each example's cluster and the weight of its loss, `[B]`; and scalars of the clustering.
+    """Each example's cluster and the weight of its loss, `[B]`; and metrics of the clustering.
 
     Args:
       features: `[B, D]` float32.
@@ -129,9 +129,12 @@ class Codebook(nn.Module):
     }
     own = assignment[ids]
     if train:
-      return jnp.maximum(own, 0), jnp.where(own < 0, 0, weight[own]), report
-    near = jnp.argmax(similarity(compress(features, mean, projection), centers), axis=-1)
-    return jnp.where(clusterings > 0, near, own), jnp.ones(len(own)), report
+      target, of_loss = jnp.maximum(own, 0), jnp.where(own < 0, 0, weight[own])
+    else:
+      near = jnp.argmax(similarity(compress(features, mean, projection), centers), axis=-1)
+      target, of_loss = jnp.where(clusterings > 0, near, own), jnp.ones(len(own))
+    report['baseline'] = (target == jnp.argmin(weight)).astype(jnp.float32)  # the largest cluster
+    return target, of_loss, report
 
 
 def compress(features: Array, mean: Array, projection: Array) -> Array:
