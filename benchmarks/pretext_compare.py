@@ -269,15 +269,15 @@ def draw(runs, path):
     ax.scatter(random, places, marker='|', s=220, color='black', label='random encoder', zorder=3)
     pixels = runs[0].right[f'pixels/{style}'].mean()
     ax.axvline(pixels, color='#c0504d', linewidth=1.2, label='pixels')
-    for place, value in zip(places, ours, strict=True):
-      ax.text(value + 0.01, place, f'{value:.2f}', va='center', fontsize=9)
+    for place, *values in zip(places, ours, random, strict=True):
+      ax.text(max(*values, pixels) + 0.015, place, f'{values[0]:.2f}', va='center', fontsize=9)
     ax.set_title(style, fontsize=11)
     ax.set_xlim(0, 0.8)
     ax.set_yticks(places, [run.name for run in runs])
     ax.invert_yaxis() if style == STYLES[0] else None
     ax.spines[['top', 'right']].set_visible(False)
-  axes[0].legend(loc='lower right', fontsize=8, frameon=False)
-  figure.tight_layout()
+  figure.legend(*axes[0].get_legend_handles_labels(), loc='lower center', ncols=2, frameon=False)
+  figure.tight_layout(rect=(0, 0.06, 1, 1))
   Image.fromarray(figures.to_array(figure)).save(path)
 
 
@@ -298,7 +298,7 @@ def examples(out, path, style='google', count=4):
       continue
     state = train.train_and_evaluate(config, out / 'run' / name)
     spec = specs['held_out']
-    spec['sources'] = {f'{name} {style}': spec['sources'][style]}
+    spec['sources'] = {name: spec['sources'][style]}
     evaluator = build({**spec, 'pictures': count}, objective=made.objective, mesh=made.mesh)
     evaluator.writer = writer
     evaluator.run(state, final=True)

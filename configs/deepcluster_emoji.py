@@ -3,7 +3,8 @@
 python -m vit_jax.main --config configs/deepcluster_emoji.py --workdir /tmp/deepcluster_emoji
 No label is seen in training: `train/nmi_labels` is how far the clusters are the categories, and
 `train/nmi_previous` how far they are those of the clustering before. `:resnet` has a small ResNet
-in the place of the ViT. Not yet trained to its end, so no accuracy is claimed.
+in the place of the ViT. Takes 7 minutes on one core; what it learns is in the README's table of
+pretext tasks.
 """
 
 import ml_collections

@@ -3,12 +3,14 @@
 python -m vit_jax.main --config configs/mae_emoji.py --workdir /tmp/mae_emoji
 No label is seen in training. The encoder reads 16 of the 64 patches of an image.
 `:1`, `:2` and so on draw the splits anew.
-Hardware: meant for 2 CPU cores. Not trained to its end here, so no accuracy is claimed.
+Takes 8 minutes on one core; what it learns is in the README's table of pretext tasks. A probe on
+training and validation emoji, four folds: 0.423 as here, 0.404 with SimCLR's augmentation and 60
+epochs (random encoders 0.373 to 0.383: patches of 4 pixels are a good start).
 """
 
 import ml_collections
 
-# Less than the other tasks' recipes take: with theirs the probe is lower.
+# Less than SimCLR's: what is drawn must still be told from what is left of it.
 AUGMENT = (
   'affine(scale=(0.85, 1.2), aspect=1.1, rotate=4, shift=0.05, flip=0.5)'
   ' | color_distort(0.4, p=0.8, gray=0.2) | outline(0.2) | sketch(0.1) | background(p=0)'

@@ -242,7 +242,7 @@ def test_pictures_are_the_image_where_it_is_visible(norm_pixels):
   data = batch()
   fields = dict(norm_pixels=norm_pixels, mean=(0.5, 0.4, 0.3), std=0.25)
   columns = pictures(*made(**fields), data)
-  title = 'filled, mean and std given' if norm_pixels else 'filled'
+  title = 'filled, mean\nand std given' if norm_pixels else 'filled'
   assert list(columns) == ['image', 'visible', title]
   _, keep = task(data)
   seen = (keep[..., None] == np.arange(N)).any(1).reshape(B, 4, 4)
@@ -266,7 +266,7 @@ def test_the_target_itself_gives_the_image_back(monkeypatch):
 
   monkeypatch.setattr(type(objective), 'predict', perfect)
   columns = pictures(objective, variables, data)
-  np.testing.assert_allclose(columns['filled, mean and std given'], data['image'] / 255, atol=1e-5)
+  np.testing.assert_allclose(columns['filled, mean\nand std given'], data['image'] / 255, atol=1e-5)
   loss, _ = evaluate(objective, variables, data)
   assert float(loss) == 0
 

@@ -131,7 +131,7 @@ class MaskedAutoencoder(nn.Module):
       'image': image,
       'visible': self._join(jnp.where(visible, pixels, 0), image),
       # As in the published code. Of one colour a patch is right in any case.
-      'filled, mean and std given' if self.norm_pixels else 'filled': self._join(
+      'filled, mean\nand std given' if self.norm_pixels else 'filled': self._join(
         jnp.where(visible, pixels, told), image
       ),
     }
