@@ -4,10 +4,10 @@ python benchmarks/pretext_step.py [--encoders vit resnet] [--tasks rotation ...]
 
 ViT-S/16 and ResNet-50 on images of 128 pixels, AdamW, nothing augmented but what makes the task;
 heads as the configs for ImageNet have them, but for what depends on the size of the image, and a
-decoder of inpainting half as wide, as S/16 is of B/16. The contenders are processes with `THREADS` threads that take turns. A cell is the median of
-the steps after the first two, in milliseconds an image that the encoder sees: rotation's four of an
-image count as four, a jigsaw's nine tiles as one. `times` is that over the supervised step's, the
-median over the rounds.
+decoder of inpainting half as wide, as S/16 is of B/16. The contenders are processes with `THREADS`
+threads that take turns. A cell is the median of the steps after the first two, in milliseconds an
+image that the encoder sees: rotation's four of an image count as four, a jigsaw's nine tiles as
+one. `times` is that over the supervised step's, the median over the rounds.
 
 Measured on 2 cores (ViT inpainting and colorization 11 rounds, all else 5):
 
