@@ -5,7 +5,8 @@ python -m vit_jax.main --config configs/jigsaw_i1k.py --workdir /tmp/jigsaw_i1k
 Crops of 225, 3x3 cells of 75 pixels, in each a tile of 64, a set of 1000 permutations, and 30% of
 the images without colour, as there; ResNets, 35 epochs and a rate of 0.1 for a batch of 256 after 5
 epochs of warm-up as in Kolesnikov et al. 2019, arXiv:1901.09005; the rate falls along a cosine.
-`:vit` is a ViT-S/16 with AdamW, which sees 4x4 patches of a tile.
+`:vit` is a ViT-S/16 with AdamW, which sees 4x4 patches of a tile; `:positions` one without
+positions, which tells the place of half of the patches of a whole crop, arXiv:2207.11971.
 Hardware: meant for a TPU pod or a node of GPUs. Not trained here, so no accuracy is claimed.
 """
 
@@ -14,7 +15,7 @@ from ml_collections.config_dict import placeholder
 
 from vit_jax.choices import check_choice
 
-ARGS = ('', 'vit')
+ARGS = ('', 'vit', 'positions')
 
 
 def get_config(arg=''):
@@ -39,7 +40,7 @@ def get_config(arg=''):
     name='sgd', learning_rate=0.1, scaling='linear', weight_decay=1e-4,
     schedule='cosine', warmup=dict(epochs=5),
   )  # fmt: skip
-  if arg == 'vit':
+  if arg:  # a ViT
     config.total = dict(epochs=100)
     config.objective.encoder = dict(
       type='models.vit.ViT', variant='S/16', pooling='mean', positions='sincos2d', dtype='bfloat16'
@@ -48,8 +49,17 @@ def get_config(arg=''):
       name='adamw', learning_rate=1e-3, weight_decay=0.1, clip=1.0, schedule='cosine',
       warmup=dict(epochs=10),
     )  # fmt: skip
-  config.mesh = dict(data=-1, fsdp=1, tensor=1)
   puzzle = 'decode | resize_small(256) | central_crop(225)'
+  if arg == 'positions':
+    config.data.host = 'decode_random_resized_crop(224, min_area=0.35) | flip'
+    config.objective = dict(
+      type='objectives.jigsaw_positions.JigsawPositions', keep=0.5,
+      augment='color_jitter(0.4, 0.4, 0.2, 0.1, p=0.8) | grayscale(0.2)',
+      mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
+      encoder=dict(config.objective.encoder, positions='none'),
+    )  # fmt: skip
+    puzzle = 'decode | resize_small(256) | central_crop(224)'
+  config.mesh = dict(data=-1, fsdp=1, tensor=1)
   host = 'decode | resize_small(256) | central_crop(224)'
   minival = dict(**imagenet, split='train[99%:]')
   val = dict(**imagenet, split='validation')
