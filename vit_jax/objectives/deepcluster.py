@@ -64,8 +64,8 @@ class DeepCluster(nn.Module):
       train: whether to augment and to drop.
 
     Returns:
-      The mean loss; `loss [B]`, weighted in training; `accuracy [B]`; `baseline [B]`, that of always
-      naming the cluster with the most training examples; and of the last clustering
+      The mean loss; `loss [B]`, weighted in training; `accuracy [B]`; `baseline [B]`, that of
+      naming the cluster with the most training examples always; and of the last clustering
       `nmi_previous` and `nmi_labels`, its normalised mutual information with the one before and
       with the labels (0 where there is none), and `clusters_used`, the clusters that are not empty.
     """
