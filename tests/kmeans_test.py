@@ -58,6 +58,15 @@ def test_no_iteration_assigns_to_the_first_centers(points):
   assert found.inertia == pytest.approx(distances.min(1).sum(), rel=1e-5)
 
 
+@pytest.mark.parametrize('k', [1, 2, 7, 8, 9, 20])
+def test_the_first_of_equal_centers_is_the_nearest(points, k):
+  # Each centre stands there twice, and as far apart as may be.
+  centers = np.concatenate([points[:k], points[:k]]).astype(np.float64)
+  nearest = np.asarray(jax.jit(kmeans_lib._nearest)(points, centers.astype(np.float32)))
+  distances = ((points[:, None] - centers) ** 2).sum(-1)  # [N, 2k]
+  np.testing.assert_array_equal(nearest, distances.argmin(1))
+
+
 def test_k_means_plus_plus_starts_better_than_random_points(points):
   mesh = mesh_of(dict(data=1))
 
