@@ -295,6 +295,26 @@ def test_of_a_method_without_logits_the_encoder_is_a_model_without_a_head(tmp_pa
   assert 'params/projection/dense_1/kernel' in unused
 
 
+@pytest.mark.parametrize(
+  'objective',
+  [
+    dict(type='objectives.colorization.Colorization', mean=0.4, scale=8),
+    dict(type='objectives.jigsaw.Jigsaw', tile=8, num_permutations=4, tile_dim=8, hidden_dim=8),
+  ],
+  ids=['colorization', 'jigsaw'],
+)
+def test_an_encoder_sees_images_as_its_method_shows_them(tmp_path, objective):
+  encoder = dict(VIT, positions='sincos2d')  # Of tiles and of whole images.
+  objective = dict(
+    **objective, encoder=encoder, augment='background', eval_augment='background(p=0)'
+  )
+  config = make_config(objective, host='decode(channels=4) | resize(32)')
+  state = train.train_and_evaluate(config, tmp_path / 'run')
+  variables = jax.device_get({'params': state.params, **state.model_state})
+  features = build(config.objective).apply(variables, {'image': IMAGES}, method='features')
+  close(load(tmp_path / 'run').features(IMAGES), np.asarray(features))
+
+
 def test_of_clip_both_towers_and_the_tokenizer_or_one_alone(tmp_path):
   text = dict(
     type='models.text.TextTransformer', vocab_size=600, context=8, width=16, depth=1, num_heads=2,

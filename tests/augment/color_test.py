@@ -27,6 +27,28 @@ def test_grayscale_is_the_luma_in_three_channels(channels):
   np.testing.assert_array_equal(gray[..., 3:], image[..., 3:])
 
 
+@pytest.mark.parametrize('channels', [1, 3, 4])
+def test_lightness_is_that_of_lab_in_equal_channels(channels):
+  skimage = pytest.importorskip('skimage.color')
+  image = colors(channels)
+  light = np.asarray(augment.lightness()(KEY, jnp.asarray(image)))
+  rgb = np.broadcast_to(image[..., :3], (*image.shape[:2], 3))
+  expected = skimage.rgb2lab(rgb)[..., 0] / 100
+  for c in range(min(channels, 3)):
+    np.testing.assert_allclose(light[..., c], expected, atol=1e-5)
+  np.testing.assert_array_equal(light[..., 3:], image[..., 3:])
+
+
+def test_standardize_gives_each_channel_mean_0_and_deviation_1():
+  image = colors(3)
+  image[..., 1] = 0.3
+  out = np.asarray(augment.standardize()(KEY, jnp.asarray(image)))
+  for c in (0, 2):
+    expected = (image[..., c] - image[..., c].mean()) / image[..., c].std()
+    np.testing.assert_allclose(out[..., c], expected, atol=1e-3)
+  np.testing.assert_allclose(out[..., 1], 0, atol=1e-4)
+
+
 def test_luma_of_grey_is_itself():
   image = jnp.asarray(colors(1))
   assert luma(image) is image

@@ -11,8 +11,9 @@ import optax
 import pytest
 
 from vit_jax import experiment, sharding
+from vit_jax.augment.adjust import standardized
 from vit_jax.build import build
-from vit_jax.objectives.jigsaw import arrange, cut, permutations, standardize
+from vit_jax.objectives.jigsaw import arrange, cut, permutations
 from vit_jax.state import init_state, streams
 
 B, SIDE = 5, 12
@@ -168,9 +169,9 @@ def test_tiles_are_normalised_each_by_its_own():
     for c in range(3):
       if np.ptp(image[b, ..., c]):
         expected[b, ..., c] = (image[b, ..., c] - image[b, ..., c].mean()) / image[b, ..., c].std()
-  np.testing.assert_allclose(standardize(image), expected, atol=1e-3)
+  np.testing.assert_allclose(standardized(image), expected, atol=1e-3)
   # Brightness and contrast, which go on from tile to tile, are not in it.
-  np.testing.assert_allclose(standardize(image * 0.5 + 0.2), standardize(image), atol=2e-3)
+  np.testing.assert_allclose(standardized(image * 0.5 + 0.2), standardized(image), atol=2e-3)
 
 
 def test_shuffling_what_is_seen_of_tiles_is_shuffling_tiles():
@@ -222,7 +223,7 @@ def test_pictures_show_the_puzzle_and_the_answer():
 def test_features_are_of_the_whole_image_normalised_as_a_tile():
   objective, data, variables = made()
   features = apply(objective, variables, data, method='features')
-  image = standardize(data['image'].astype(np.float32) / 255)
+  image = standardized(data['image'].astype(np.float32) / 255)
   encoder = {'params': variables['params']['encoder']}
   expected = objective.encoder.apply(encoder, image, train=False).pooled
   np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)

@@ -172,9 +172,14 @@ def _variable(name: str, root: str, average: bool) -> str:
 
 def _encoder_alone(objective: Mapping[str, Any]) -> dict[str, Any]:
   """A classifier without a head on an objective's encoder, which sees images as it did there."""
-  seen = ('encoder', 'mean', 'std', 'eval_augment')
-  fields = {name: objective[name] for name in seen if name in objective}
-  return {**supervised(fields['encoder'], None, 0.5, 0.5), **fields}
+  kind = resolve(objective['type'])
+  mean, std = (
+    objective.get(name, getattr(kind, name, identity))
+    for name, identity in (('mean', 0.0), ('std', 1.0))
+  )
+  views = (objective.get('eval_augment', ''), getattr(kind, 'encoder_view', ''))
+  augment = ' | '.join(filter(None, views))
+  return {**supervised(objective['encoder'], None, mean, std), 'eval_augment': augment}
 
 
 def _unstacked(ours: str, theirs: str, tensors: Tensors) -> Rule:

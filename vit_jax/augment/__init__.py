@@ -1,7 +1,8 @@
 """Augmentation on the device, inside the step: each is a factory of `(rng, image) -> image`.
 
 An image is float in [0, 1], [H, W, C], with C 1 (grey), 3 (RGB) or 4 (RGBA, alpha not
-premultiplied). `compose` makes one function for a batch out of the string that a config gives.
+premultiplied), and stays so but for `background`, which makes RGB, and `standardize`. `compose`
+makes one function for a batch out of the string that a config gives.
 """
 
 from __future__ import annotations
@@ -16,7 +17,16 @@ from vit_jax import compose as _compose
 from vit_jax.arrays import Array
 from vit_jax.augment.background import background
 from vit_jax.augment.chance import Augment, check_probability
-from vit_jax.augment.color import color_distort, color_jitter, grayscale, hue, invert, solarize
+from vit_jax.augment.color import (
+  color_distort,
+  color_jitter,
+  grayscale,
+  hue,
+  invert,
+  lightness,
+  solarize,
+  standardize,
+)
 from vit_jax.augment.crop import random_resized_crop
 from vit_jax.augment.edges import outline, sketch, sobel, stencil
 from vit_jax.augment.geometry import affine, cutout, erase, flip, rotate90
@@ -35,6 +45,7 @@ __all__ = [
   'grayscale',
   'hue',
   'invert',
+  'lightness',
   'maybe',
   'noise',
   'outline',
@@ -43,6 +54,7 @@ __all__ = [
   'sketch',
   'sobel',
   'solarize',
+  'standardize',
   'stencil',
 ]
 

@@ -10,6 +10,7 @@ from vit_jax.arrays import Array
 from vit_jax.augment import adjust
 from vit_jax.augment.adjust import LUMA, luma
 from vit_jax.augment.chance import Augment, join_alpha, sometimes, split_alpha
+from vit_jax.augment.lab import rgb_to_lab
 from vit_jax.choices import check_choice
 
 # RGB -> YIQ: in the I, Q plane a change of hue is a rotation, of saturation a scaling.
@@ -150,6 +151,37 @@ def grayscale(p: float = 0.2) -> Augment:
     return join_alpha(jnp.broadcast_to(luma(color), color.shape), alpha)
 
   return sometimes(p, change)
+
+
+def lightness(p: float = 1.0) -> Augment:
+  """Leaves of a colour its lightness, L / 100 of Lab, in equal channels; alpha is kept.
+
+  Unlike the luma of `grayscale` its steps are what people see as equal.
+
+  Raises:
+    ValueError: `p` lies outside [0, 1].
+  """
+
+  def change(rng: Array, image: Array) -> Array:
+    del rng
+    color, alpha = split_alpha(image)
+    light = rgb_to_lab(jnp.broadcast_to(color, (*color.shape[:-1], 3)))[..., :1] / 100
+    return join_alpha(jnp.broadcast_to(light, color.shape), alpha)
+
+  return sometimes(p, change)
+
+
+def standardize() -> Augment:
+  """Each channel, alpha too, to mean 0 and deviation 1; a flat one to 0.
+
+  The last of a chain: alone of all it leaves [0, 1]. A model of such images has mean 0 and std 1.
+  """
+
+  def change(rng: Array, image: Array) -> Array:
+    del rng
+    return adjust.standardized(image.astype(jnp.float32)).astype(image.dtype)
+
+  return change
 
 
 def invert(p: float = 0.1) -> Augment:

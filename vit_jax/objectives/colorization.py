@@ -50,6 +50,8 @@ class Colorization(nn.Module):
   eval_augment: str = ''
   mean: float | tuple[float, ...] = 0.5
   std: float | tuple[float, ...] = 0.5
+  # What the encoder sees, for whoever takes it alone: device transforms after `eval_augment`.
+  encoder_view = 'lightness'
 
   def setup(self) -> None:
     """Makes the histogram; raises ValueError for a field that cannot be."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.arrays import Array, Batch
+from vit_jax.augment.adjust import standardized
 from vit_jax.choices import check_choice
 from vit_jax.losses import classification
 from vit_jax.models.head import linear_head
@@ -55,6 +56,8 @@ class Jigsaw(nn.Module):
   hidden_dim: int = 4096
   augment: str = 'grayscale(0.3)'
   eval_augment: str = ''
+  # What the encoder sees, for whoever takes it alone: device transforms after `eval_augment`.
+  encoder_view = 'standardize'
 
   def setup(self) -> None:
     """Makes the head and the set; raises ValueError for a set or a size that cannot be."""
@@ -98,7 +101,7 @@ class Jigsaw(nn.Module):
     Of the whole image, which is normalised as a tile is: by its own mean and deviation.
     """
     image = inputs.view(batch, self.eval_augment, None)
-    return self.encoder(standardize(image), train=False).pooled
+    return self.encoder(standardized(image), train=False).pooled
 
   def pictures(self, batch: Batch) -> dict[str, Array]:
     """Pictures `[B, S, S, C]` in [0, 1]: the tiles in place, shuffled, and put back as told."""
@@ -122,7 +125,7 @@ class Jigsaw(nn.Module):
   def _classify(self, tiles: Array, target: Array, *, train: bool) -> Array:
     """Logits `[B, P]` float32 of tiles that are shuffled by the permutations `target`."""
     batch, count = tiles.shape[:2]
-    image = standardize(tiles.reshape(-1, *tiles.shape[2:]))  # [B * T, t, t, C]
+    image = standardized(tiles.reshape(-1, *tiles.shape[2:]))  # [B * T, t, t, C]
     x = self.encoder(image, train=train).pooled.astype(jnp.float32)
     x = nn.relu(self.tile_layer(x)).reshape(batch, count, -1)
     # Each tile is seen alone, so that shuffling what is seen is shuffling tiles, and much less.
@@ -225,18 +228,6 @@ def arrange(tiles: Array, order: Array) -> Array:
     order: `[B, T]` int, a permutation in each row.
   """
   return jnp.take_along_axis(tiles, order.reshape(*order.shape, *[1] * (tiles.ndim - 2)), axis=1)
-
-
-def standardize(image: Array) -> Array:
-  """Each image to mean 0 and deviation 1 in each channel; a flat channel to 0.
-
-  Args:
-    image: `[B, H, W, C]` float in [0, 1].
-  """
-  centred = image - image.mean(axis=(1, 2), keepdims=True)
-  variance = jnp.square(centred).mean(axis=(1, 2), keepdims=True)
-  # A deviation of a 255th, the least step of a pixel, is none to speak of.
-  return centred * jax.lax.rsqrt(variance + 255.0**-2)
 
 
 def _dense(features: int, axes: tuple[str, str]) -> nn.Dense:
