@@ -1,7 +1,7 @@
 """Every pretext task, SimCLR, a supervised and a random encoder under one budget: one table.
 
 apt-get install dataset-fashion-mnist
-python benchmarks/pretext_compare.py train OUT [--only rotation mae] [--jobs 1]
+python benchmarks/pretext_compare.py train OUT [--only rotation mae rotation_resnet] [--jobs 1]
 python benchmarks/pretext_compare.py table OUT [--picture docs/pretext.png]
 python benchmarks/pretext_compare.py examples OUT --picture docs/pretext_examples.png
 
@@ -74,6 +74,12 @@ TASKS = {
   'colorization': Task('colorization_emoji', reported='loss', chance='baseline'),
   'deepcluster': Task('deepcluster_emoji', reported='accuracy', chance='baseline'),
 }
+# The same with a ResNet, at the length of their configs; run where --only names them.
+RESNETS = {
+  f'{name}_resnet': dataclasses.replace(TASKS[name], config=f'{TASKS[name].config}:resnet')
+  for name in ('rotation', 'jigsaw', 'inpainting', 'colorization', 'deepcluster')
+}
+ALL = TASKS | RESNETS
 
 
 def recipe(task):
@@ -140,20 +146,22 @@ def child(out, name):
   from vit_jax import experiment, train
   from vit_jax.build import build
 
-  task = TASKS[name]
+  task = ALL[name]
   config, specs = recipe(task)
+  made = experiment.setup(config.lock())
+  probe = specs.pop('probe')
+  # Before training: data that is not there shows here.
+  judges = {
+    key: build(spec, objective=made.objective, mesh=made.mesh) for key, spec in specs.items()
+  }
   if task.trained:
-    state = train.train_and_evaluate(config.lock(), out / 'run' / name)
-    made = experiment.setup(config)
+    state = train.train_and_evaluate(config, out / 'run' / name)
   else:
-    made = experiment.setup(config.lock())
     with jax.set_mesh(made.mesh):
       make, _ = experiment.prepare_state(made)
       state = make()
-  probe = specs.pop('probe')
   results = {}
-  for key, spec in specs.items():
-    evaluator = build(spec, objective=made.objective, mesh=made.mesh)
+  for key, evaluator in judges.items():
     results |= {f'{key}/{k}': v for k, v in evaluator.run(state, final=True).items()}
     print(key, flush=True)
   (out / f'{name}.json').write_text(json.dumps(results))
@@ -174,7 +182,7 @@ class Run:
   """What one task left."""
 
   def __init__(self, out, name):
-    self.name, self.task = name, TASKS[name]
+    self.name, self.task = name, ALL[name]
     self.results = json.loads((out / f'{name}.json').read_text())
     self.right = dict(np.load(out / f'{name}.npz'))
     about = out / 'run' / name / 'run.json'
@@ -247,7 +255,7 @@ def show(out, picture):
   """Prints the tables of what has been run, and draws their picture."""
   from vit_jax import tables
 
-  runs = [Run(out, name) for name in TASKS if (out / f'{name}.npz').exists()]
+  runs = [Run(out, name) for name in ALL if (out / f'{name}.npz').exists()]
   header = (
     'task', 'minutes', 'held out (chance)', 'probe', 'random', 'added ± 2 SE', '20-NN', '25-shot',
     'tuned 10%', 'tuned 100%', 'digits', 'Fashion',
@@ -256,10 +264,12 @@ def show(out, picture):
   rows = [
     (run.name, *(f'{run.right[f"trained/{style}"].mean():.3f}' for style in STYLES)) for run in runs
   ]
-  pixels = (f'{runs[0].right[f"pixels/{style}"].mean():.3f}' for style in STYLES)
-  print(tables.table([*rows, ('pixels', *pixels)], ('probe', *STYLES)))
+  if runs[0].name == 'random':
+    pixels = (f'{runs[0].right[f"pixels/{style}"].mean():.3f}' for style in STYLES)
+    rows.append(('pixels', *pixels))
+  print(tables.table(rows, ('probe', *STYLES)))
   if picture:
-    draw(runs, picture)
+    draw([run for run in runs if run.name in TASKS], picture)
 
 
 def draw(runs, path):
@@ -321,7 +331,7 @@ def main():
   parser.add_argument('command', choices=('train', 'child', 'table', 'examples'))
   parser.add_argument('out', type=pathlib.Path)
   parser.add_argument('name', nargs='?')
-  parser.add_argument('--only', nargs='*', help='tasks')
+  parser.add_argument('--only', nargs='*', choices=ALL, help='tasks')
   parser.add_argument('--jobs', type=int, default=1)
   parser.add_argument('--picture', type=pathlib.Path)
   options = parser.parse_args()
