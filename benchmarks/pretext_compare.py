@@ -8,8 +8,9 @@ python benchmarks/pretext_compare.py examples OUT --picture docs/pretext_example
 The recipes are those of `configs/`, supervised and SimCLR for other numbers of epochs (`TASKS`), so
 that all take about the same time (the table says how long each took), and with one encoder: a ViT
 of width 128 and depth 4, with a convolutional stem, but for the masked autoencoder and the
-prediction of positions, which can have none. The jigsaw's 64-px emoji lie where
-`configs/jigsaw_emoji.py` says.
+prediction of positions, which can have none. `rotation_resnet` and its like (`RESNETS`) are the same
+recipes with a ResNet, which take longer, and are run where they are named. The jigsaw's 64-px emoji
+lie where `configs/jigsaw_emoji.py` says.
 
 All are judged alike, on frozen features: a linear probe, 20-NN and 25 examples a class on the test
 split (means over its four styles), and linear probes on scikit-learn's digits and on Fashion-MNIST
@@ -18,7 +19,7 @@ example by example, for the trained encoder and for three random ones of the sam
 difference is that from the best of the three, over the examples of all styles, and behind it are
 two standard errors, by base emoji (variants of one emoji are not independent).
 
-The README has the table. Recipes were chosen on training and validation emoji; earlier ones of
+The README has the tables. Recipes were chosen on training and validation emoji; earlier ones of
 rotation, inpainting, colorization and DeepCluster had once been looked at on test.
 """
 
@@ -74,7 +75,6 @@ TASKS = {
   'colorization': Task('colorization_emoji', reported='loss', chance='baseline'),
   'deepcluster': Task('deepcluster_emoji', reported='accuracy', chance='baseline'),
 }
-# The same with a ResNet, at the length of their configs; run where --only names them.
 RESNETS = {
   f'{name}_resnet': dataclasses.replace(TASKS[name], config=f'{TASKS[name].config}:resnet')
   for name in ('rotation', 'jigsaw', 'inpainting', 'colorization', 'deepcluster')
@@ -331,7 +331,7 @@ def main():
   parser.add_argument('command', choices=('train', 'child', 'table', 'examples'))
   parser.add_argument('out', type=pathlib.Path)
   parser.add_argument('name', nargs='?')
-  parser.add_argument('--only', nargs='*', choices=ALL, help='tasks')
+  parser.add_argument('--only', nargs='*', choices=ALL, help='tasks; by default those of TASKS')
   parser.add_argument('--jobs', type=int, default=1)
   parser.add_argument('--picture', type=pathlib.Path)
   options = parser.parse_args()
