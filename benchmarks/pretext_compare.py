@@ -8,7 +8,7 @@ python benchmarks/pretext_compare.py examples OUT --picture docs/pretext_example
 The recipes are those of `configs/`, supervised and SimCLR for other numbers of epochs (`TASKS`), so
 that all take about the same time (the table says how long each took), and with one encoder: a ViT
 of width 128 and depth 4, with a convolutional stem, but for the masked autoencoder and the
-prediction of positions, which can have none. `rotation_resnet` and its like (`RESNETS`) are the same
+prediction of positions, which can have none. `rotation_resnet` and its like (`RESNETS`) are those
 recipes with a ResNet, which take longer, and are run where they are named. The jigsaw's 64-px emoji
 lie where `configs/jigsaw_emoji.py` says.
 
