@@ -6,7 +6,7 @@ python benchmarks/kmeans.py
 Points are whitened noise about 2,000 centres, of length 1 as DeepCluster clusters them. All start
 from the same points, do as many of Lloyd's iterations on all of them, and take turns; from NumPy
 arrays to NumPy arrays, compiled before. Ours ends with the assignment to the last centres, for
-which faiss searches once more; its time without that stands beside. Medians of 5 (of 9 as SkylakeX).
+which faiss searches once more; its time without that stands beside. Medians of 5, as SkylakeX of 9.
 
 The wheel of faiss has an OpenBLAS of 2021, which takes slow kernels on a CPU that it does not know;
 `OPENBLAS_CORETYPE=SkylakeX` before the command gives it those of AVX-512.
