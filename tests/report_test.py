@@ -3,6 +3,7 @@ import base64
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -204,6 +205,13 @@ def test_a_run_killed_midway_still_has_a_report_that_says_what_is_missing(tmp_pa
   assert 'No pictures' in page.text
   assert 'The last numbers are of step 10 of 40.' in page.text
   assert 'Loss' in page.text and not page.all('img')
+
+
+def test_a_whole_run_whose_evaluations_draw_nothing_is_complete(tmp_path):
+  make_run(tmp_path)
+  shutil.rmtree(tmp_path / 'pictures')
+  page = Page(write_report(tmp_path).read_text())
+  assert 'not complete' not in page.text and not page.all('img')
 
 
 def test_a_run_that_left_only_its_config_has_a_report(tmp_path):

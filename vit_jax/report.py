@@ -83,10 +83,12 @@ def write_report(workdir: str | Path) -> Path:
   pictures = [p for p in pictures if not p.name.startswith('.')]
   if not rows:
     missing.append(f'No numbers: {metrics.FILE} is not there or empty.')
-  if not pictures:
+  steps = run.get('steps')
+  known = bool(rows) and isinstance(steps, int)
+  if not pictures and not (known and rows[-1]['step'] >= steps):  # A whole run may draw none.
     missing.append('No pictures: the evaluations that draw them have not run.')
-  if isinstance(run.get('steps'), int) and rows and rows[-1]['step'] < run['steps']:
-    missing.append(f'The last numbers are of step {rows[-1]["step"]:,} of {run["steps"]:,}.')
+  if known and rows[-1]['step'] < steps:
+    missing.append(f'The last numbers are of step {rows[-1]["step"]:,} of {steps:,}.')
   final: dict[str, float] = {}  # Each metric at the last step that has it.
   for row in rows:
     final.update(row)
