@@ -83,17 +83,16 @@ def write_report(workdir: str | Path) -> Path:
   pictures = [p for p in pictures if not p.name.startswith('.')]
   if not rows:
     missing.append(f'No numbers: {metrics.FILE} is not there or empty.')
-  steps = run.get('steps')
+  last, steps = rows[-1]['step'] if rows else 0, run.get('steps')
   known = bool(rows) and isinstance(steps, int)
-  if not pictures and not (known and rows[-1]['step'] >= steps):  # A whole run may draw none.
+  if not pictures and not (known and last >= steps):  # A whole run may draw none.
     missing.append('No pictures: the evaluations that draw them have not run.')
-  if known and rows[-1]['step'] < steps:
-    missing.append(f'The last numbers are of step {rows[-1]["step"]:,} of {steps:,}.')
+  if known and last < steps:
+    missing.append(f'The last numbers are of step {last:,} of {steps:,}.')
   final: dict[str, float] = {}  # Each metric at the last step that has it.
   for row in rows:
     final.update(row)
   numbers = {name: value for name, value in final.items() if name != 'step'}
-  last = rows[-1]['step'] if rows else 0
   body = [
     _head(workdir.resolve().name, config, run, parameters, last),
     _missing(missing),

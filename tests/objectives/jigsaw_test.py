@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from vit_jax import experiment, sharding
-from vit_jax.augment.adjust import standardized
+from vit_jax.augment.color import standardized
 from vit_jax.build import build
 from vit_jax.objectives.jigsaw import arrange, cut, permutations
 from vit_jax.state import init_state, streams

@@ -22,14 +22,6 @@ def luma(color: Array) -> Array:
   return jnp.sum(color * jnp.asarray(LUMA, color.dtype), -1, keepdims=True)
 
 
-def standardized(image: Array) -> Array:
-  """`[..., H, W, C]` with mean 0 and deviation 1 in each channel of each image; a flat one is 0."""
-  centred = image - image.mean(axis=(-3, -2), keepdims=True)
-  variance = jnp.square(centred).mean(axis=(-3, -2), keepdims=True)
-  # A deviation of a 255th, the least step of a pixel, is none to speak of.
-  return centred * jax.lax.rsqrt(variance + 255.0**-2)
-
-
 def draw_order(rng: Array) -> tuple[Array, Array]:
   """One of the 24 orders of `jitter`: `order` [3] and `hue_at`, int32."""
   draw = jax.random.uniform(rng, (4,))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.arrays import Array, Batch
-from vit_jax.augment.adjust import standardized
+from vit_jax.augment.color import standardized
 from vit_jax.choices import check_choice
 from vit_jax.losses import classification
 from vit_jax.models.head import linear_head
